@@ -1,0 +1,1 @@
+"""The inference daemon: serves installed bundles over the Open Inference Protocol."""

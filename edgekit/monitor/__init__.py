@@ -1,0 +1,1 @@
+"""The monitor: knows that a model is slow or wrong, on the device, without labels."""

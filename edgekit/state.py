@@ -1,0 +1,111 @@
+"""The state folder: installed bundles, outbox, identity, pinned plans; one daemon at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from edgekit.errors import MachineError
+
+__all__ = ["StateFolder", "cache_folder", "fsync_folder", "open_state", "write_durably"]
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """Where each part of the state lives."""
+
+    root: Path
+
+    @property
+    def repository(self) -> Path:
+        """Installed bundles: `<name>/<version>/`."""
+        return self.root / "repository"
+
+    @property
+    def outbox(self) -> Path:
+        """The SQLite file of windows that the server has not acknowledged."""
+        return self.root / "outbox.sqlite"
+
+    @property
+    def identity(self) -> Path:
+        """The device's key and its enrolment."""
+        return self.root / "identity"
+
+    @property
+    def pinned(self) -> Path:
+        """Plans pinned by `edgekit profile --pick`: `<name>.json`."""
+        return self.root / "pinned"
+
+    def lock(self, owner: str) -> IO[str]:
+        """Take the folder's lock for one process of a kind; it is held until the file is closed.
+
+        Args:
+            owner: `daemon` or `agent`.
+
+        Raises:
+            MachineError: Another process of that kind holds it.
+        """
+        handle = (self.root / f"{owner}.lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            handle.close()
+            raise MachineError(
+                f"another {owner} uses {self.root}",
+                got=f"process {holder}",
+                hint="Stop it, or give another folder with --state-dir.",
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        return handle
+
+
+def open_state(folder: str | os.PathLike[str] | None = None) -> StateFolder:
+    """Return the state folder, made if need be (mode 0700).
+
+    The first of: `folder`, `$STATE_DIRECTORY`, `$XDG_STATE_HOME/edgekit`, `~/.local/state/edgekit`.
+    """
+    chosen = folder or os.environ.get("STATE_DIRECTORY")
+    root = Path(chosen) if chosen else _xdg("XDG_STATE_HOME", ".local/state") / "edgekit"
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return StateFolder(root)
+
+
+def cache_folder() -> Path:
+    """Return `$XDG_CACHE_HOME/edgekit`; it may be deleted at any time."""
+    return _xdg("XDG_CACHE_HOME", ".cache") / "edgekit"
+
+
+def _xdg(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's entries durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `data` so that a power cut leaves the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)

@@ -1,0 +1,1 @@
+"""The sync server: enrols devices, keeps their reports, shows them."""

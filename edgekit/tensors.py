@@ -1,0 +1,84 @@
+"""Tensor specifications, and the check that every feed passes before native code sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekit.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["DTYPES", "TensorSpec", "check_feed", "describe", "sample_shape"]
+
+#: The dtypes that EdgeKit knows, by numpy's names; `bytes` is a variable-length string (numpy `object`).
+DTYPES = (
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
+    "float16", "float32", "float64", "bytes",
+)  # fmt: skip
+
+
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One input or output of a model.
+
+    Attributes:
+        name: The canonical name: the source model's.
+        dtype: One of `DTYPES`.
+        shape: Sizes, -1 where any size will do; the first is the batch.
+        layout: Axis letters, such as `NHWC`; empty where nobody said.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str = ""
+
+    def accepts(self, shape: Sequence[int]) -> bool:
+        """Tell whether an array of `shape` fits."""
+        return len(shape) == len(self.shape) and all(
+            want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
+        )
+
+
+def describe(specs: Iterable[TensorSpec]) -> str:
+    """Return `name dtype[1, 28, 28, 1], …`, for messages and tables."""
+    return ", ".join(f"{s.name} {s.dtype}{list(s.shape)}" for s in specs)
+
+
+def sample_shape(spec: TensorSpec, batch: int = 1) -> tuple[int, ...]:
+    """Return a concrete shape for `spec`: `batch` for a free first axis, 1 for every other free axis."""
+    return tuple(
+        (batch if axis == 0 else 1) if size == -1 else size for axis, size in enumerate(spec.shape)
+    )
+
+
+def check_feed(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> None:
+    """Refuse a feed whose names, shapes or dtypes are not those of `specs`.
+
+    Args:
+        specs: What the model takes.
+        feed: Arrays by canonical input name.
+
+    Raises:
+        UsageError: Naming the first tensor that does not fit, what it is and what it should be.
+    """
+    for spec in specs:
+        array = feed.get(spec.name)
+        if array is None:
+            raise UsageError(
+                f"input {spec.name!r} is missing", got=sorted(feed), expected=describe(specs)
+            )
+        if array.dtype.name != spec.dtype and not (spec.dtype == "bytes" and array.dtype.kind in "OS"):
+            raise UsageError(
+                f"input {spec.name!r} has the wrong dtype", got=array.dtype.name, expected=spec.dtype
+            )
+        if array.shape != spec.shape and not spec.accepts(array.shape):
+            raise UsageError(
+                f"input {spec.name!r} has the wrong shape", got=list(array.shape), expected=list(spec.shape)
+            )
+    if len(feed) != len(specs):
+        extra = sorted(set(feed) - {spec.name for spec in specs})
+        raise UsageError(f"unknown input {extra[0]!r}", got=sorted(feed), expected=describe(specs))
