@@ -50,9 +50,7 @@ def describe(specs: Iterable[TensorSpec]) -> str:
 
 def sample_shape(spec: TensorSpec, batch: int = 1) -> tuple[int, ...]:
     """Return a concrete shape for `spec`: `batch` for a free first axis, 1 for every other free axis."""
-    return tuple(
-        (batch if axis == 0 else 1) if size == -1 else size for axis, size in enumerate(spec.shape)
-    )
+    return tuple((batch if axis == 0 else 1) if size == -1 else size for axis, size in enumerate(spec.shape))
 
 
 def check_feed(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> None:
@@ -68,9 +66,7 @@ def check_feed(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> N
     for spec in specs:
         array = feed.get(spec.name)
         if array is None:
-            raise UsageError(
-                f"input {spec.name!r} is missing", got=sorted(feed), expected=describe(specs)
-            )
+            raise UsageError(f"input {spec.name!r} is missing", got=sorted(feed), expected=describe(specs))
         if array.dtype.name != spec.dtype and not (spec.dtype == "bytes" and array.dtype.kind in "OS"):
             raise UsageError(
                 f"input {spec.name!r} has the wrong dtype", got=array.dtype.name, expected=spec.dtype
