@@ -111,7 +111,7 @@ class MatchSignals:
         pci: `vendor:device` in hexadecimal; one is enough (identity).
         l4t_min: Major release of NVIDIA's L4T; at least this one is an identity, an older one forbids.
         driver: Kernel driver that must be bound to the PCI device (condition on `pci`).
-        node: Folder of the device node that the driver must have made (condition on `pci`).
+        node: Folder under /dev of the node that the driver must have made (condition on `pci`).
     """
 
     compatible: tuple[str, ...] = ()
