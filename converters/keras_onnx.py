@@ -1,0 +1,77 @@
+"""Keras 3 and SavedModel to ONNX, by tf2onnx from the serving signature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.canonical import canonicalise, save_canonical
+from edgekit.converters.base import Converted, Converter, SourceModel
+from edgekit.converters.keras_tflite import saved_model_folder
+from edgekit.errors import ConversionError
+from edgekit.manifest import Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["KerasToOnnx"]
+
+
+class KerasToOnnx(Converter):
+    """ONNX float32 in canonical form, under the source's own input and output names."""
+
+    sources = ("keras", "savedmodel")
+    format = "onnx"
+    precisions = ("fp32",)
+    environment = "tensorflow"
+    needs = ("tensorflow", "keras", "tf2onnx", "onnx")
+
+    def convert(
+        self,
+        source: SourceModel,
+        recipes: Sequence[Recipe],
+        calibration: Mapping[str, np.ndarray] | None,  # noqa: ARG002
+        out: Path,
+    ) -> Iterator[Converted]:
+        """Make the one fp32 model."""
+        folder = saved_model_folder(source)
+        for recipe in recipes:
+            path = out / f"onnx-{recipe.precision}" / "model.onnx"
+            path.parent.mkdir()
+            save_canonical(self._convert_one(folder, source, recipe), str(path))
+            yield Converted(
+                path=str(path),
+                files=(str(path),),
+                inputs=source.inputs,
+                outputs=source.outputs,
+                tools={name: version(name) for name in ("tensorflow", "tf2onnx", "onnx")},
+            )
+
+    def _convert_one(self, folder: Path, source: SourceModel, recipe: Recipe) -> Any:
+        import tensorflow as tf
+        import tf2onnx
+
+        module = tf.saved_model.load(str(folder))
+        signature = module.signatures["serving_default"]
+        specs = signature.structured_input_signature[1]
+        names = [spec.name for spec in source.inputs]
+
+        @tf.function(input_signature=[tf.TensorSpec(specs[n].shape, specs[n].dtype, name=n) for n in names])
+        def forward(*tensors: Any) -> list[Any]:
+            answers = signature(**dict(zip(names, tensors, strict=True)))
+            return [answers[spec.name] for spec in source.outputs]
+
+        try:
+            model, _ = tf2onnx.convert.from_function(
+                forward, input_signature=forward.input_signature, opset=int(recipe.options["opset"])
+            )
+        except Exception as error:  # tf2onnx raises what its rewriters raise
+            raise ConversionError(f"tf2onnx cannot make onnx-fp32: {str(error)[:300]}") from error
+        return canonicalise(
+            model,
+            inputs=names,
+            outputs=[spec.name for spec in source.outputs],
+            ir_version=int(recipe.options["ir"]),
+        )

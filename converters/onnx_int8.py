@@ -1,0 +1,111 @@
+"""ONNX float32 to static int8 (QDQ), by ONNX Runtime's quantizer, as the target's kernels want it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.canonical import canonicalise, save_canonical
+from edgekit.converters.base import Converted, Converter, SourceModel
+from edgekit.errors import ConversionError
+from edgekit.manifest import Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["OnnxToInt8"]
+
+
+class OnnxToInt8(Converter):
+    """QuantizeLinear/DequantizeLinear pairs around float operators, per-channel weights, min-max calibration.
+
+    Options of the recipe, from the target's profile: `activation` (`uint8` or `int8`), `symmetric_activations`
+    (activations with zero point 0, as TensorRT needs), `reduce_range` (7-bit weights, for x86 without VNNI,
+    where u8×s8 products saturate), `per_channel`.
+    """
+
+    sources = ("onnx",)
+    format = "onnx"
+    precisions = ("int8",)
+    environment = "onnx"
+    needs = ("onnx", "onnxruntime", "sympy")
+
+    def convert(
+        self,
+        source: SourceModel,
+        recipes: Sequence[Recipe],
+        calibration: Mapping[str, np.ndarray] | None,
+        out: Path,
+    ) -> Iterator[Converted]:
+        """Make the one int8 model."""
+        if calibration is None:
+            raise ConversionError("onnx-int8 needs calibration data", hint="Give --calibration.")
+        for recipe in recipes:
+            path = out / f"onnx-{recipe.precision}" / "model.onnx"
+            path.parent.mkdir()
+            with tempfile.TemporaryDirectory(dir=out) as scratch:
+                model = self._quantize(source.path, recipe, calibration, Path(scratch))
+            save_canonical(canonicalise(model), str(path))
+            yield Converted(
+                path=str(path),
+                files=(str(path),),
+                inputs=source.inputs,
+                outputs=source.outputs,
+                tools={name: version(name) for name in ("onnx", "onnxruntime")},
+            )
+
+    def _quantize(
+        self, path: Path, recipe: Recipe, calibration: Mapping[str, np.ndarray], scratch: Path
+    ) -> Any:
+        import onnx
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        prepared, quantized = scratch / "prepared.onnx", scratch / "quantized.onnx"
+        options = recipe.options
+        try:
+            quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(quantized),
+                _Reader(calibration),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QInt8 if options["activation"] == "int8" else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=bool(options["per_channel"]),
+                reduce_range=bool(options["reduce_range"]),
+                extra_options={
+                    "ActivationSymmetric": bool(options["symmetric_activations"]),
+                    "WeightSymmetric": True,
+                    # TensorRT wants biases in float; so does every other reader
+                    "QuantizeBias": not options["symmetric_activations"],
+                },
+            )
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ConversionError(f"ONNX Runtime cannot make onnx-int8: {str(error)[:300]}") from error
+        return onnx.load(str(quantized))
+
+
+class _Reader:
+    """Feeds calibration samples one at a time, as ONNX Runtime's quantizer asks for them."""
+
+    def __init__(self, calibration: Mapping[str, np.ndarray]) -> None:
+        self._arrays = calibration
+        self._n = len(next(iter(calibration.values())))
+        self._next = 0
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        if self._next >= self._n:
+            return None
+        i = self._next
+        self._next += 1
+        return {name: array[i : i + 1] for name, array in self._arrays.items()}
+
+    def __len__(self) -> int:
+        return self._n
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._next, self._n = start_index, end_index

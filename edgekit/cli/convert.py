@@ -1,0 +1,213 @@
+"""`edgekit convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgekit.convert import ConvertOutcome
+
+__all__ = ["convert"]
+
+_TASKS = ("classification", "regression", "embedding", "segmentation", "generation", "other")
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--target", "-t", required=True, help="A device profile or a family: see `edgekit devices list`."
+)
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The bundle: a folder, or a file ending in .edgekit.",
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    metavar="FORMAT",
+    help="Only this format (tflite, onnx, openvino); may be repeated.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="PRECISION",
+    help="Exactly this precision (fp32, fp16, int8-dynamic, int8); may be repeated. What is named must pass.",
+)
+@click.option("--task", type=click.Choice(_TASKS), help="What the model does; inferred where it can be.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Typical inputs for static int8: .npz, .npy, .csv or a folder of images.",
+)
+@click.option(
+    "--eval",
+    "evaluation",
+    type=click.Path(path_type=Path),
+    help="Labelled data for the gate: inputs by name and labels under y.",
+)
+@click.option("--label-column", help="The label's column in a .csv file.")
+@click.option("--metric", help="Metric of the gate; by default the task's own.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0.0, 100.0),
+    default=1.0,
+    show_default=True,
+    metavar="PP",
+    help="Accuracy budget in percentage points.",
+)
+@click.option("--min-metric", type=float, help="Refuse a source that is itself below this.")
+@click.option("--allow-unproven", is_flag=True, help="Let an unproven artifact be chosen for the plan.")
+@click.option("--strict", is_flag=True, help="Refuse what is unproven.")
+@click.option(
+    "--preprocess", type=click.Path(path_type=Path), help="A TOML file that says how pictures become inputs."
+)
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
+@click.option(
+    "--golden",
+    type=click.Choice(["real", "synthetic"]),
+    default="real",
+    show_default=True,
+    help="Ship some of your samples as the self-test, or none of them.",
+)
+@click.option("--name", help="The bundle's name; by default the model file's.")
+@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="The bundle's version.")
+@click.option(
+    "--jobs", type=click.IntRange(1), default=2, show_default=True, help="Workers that may be busy at once."
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="S",
+    help="Longest time for one artifact, in seconds.",
+)
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="MIB",
+    help="Most resident memory of a worker, in MiB.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is drawn.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def convert(as_json: bool, **options: Any) -> None:
+    """Convert a trained model into a bundle for a target.
+
+    MODEL is a .keras file, a SavedModel folder or an .onnx file. Every artifact passes the gate: parity with
+    the source model, the metric's drop within the budget. What fails is refused, with reasons in OUT.report.
+    """
+    from edgekit.cli.output import progress_bar
+    from edgekit.convert import convert as run
+
+    request = _request(**options)
+    with progress_bar("converting", quiet=as_json) as progress:
+        outcome = run(request, progress)
+    _print_json(outcome) if as_json else _print_table(outcome, request.target)
+
+
+def _request(
+    *,
+    preprocess: Path | None,
+    labels: Path | None,
+    max_drop: float,
+    min_metric: float | None,
+    strict: bool,
+    time_limit: float | None,
+    memory_limit: float | None,
+    **options: Any,
+) -> Any:
+    from edgekit.convert import ConvertRequest
+    from edgekit.data import read_preprocess
+    from edgekit.gate import Policy
+    from edgekit.process import WorkerLimits
+
+    return ConvertRequest(
+        policy=Policy(max_drop, min_metric, strict),
+        preprocess=read_preprocess(preprocess) if preprocess else (),
+        labels=_read_labels(labels) if labels else (),
+        limits=WorkerLimits(time_limit, memory_limit),
+        **options,
+    )
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    from edgekit.errors import UsageError
+
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read --labels {path}: {error}") from error
+    if len(set(names)) != len(names) or not names:
+        raise UsageError(f"--labels {path} has no names, or one twice")
+    return names
+
+
+def _print_json(outcome: ConvertOutcome) -> None:
+    import msgspec
+
+    from edgekit.report import row_as_data
+
+    data = {
+        "bundle": str(outcome.bundle.root),
+        "digest": outcome.bundle.digest,
+        "task": outcome.task,
+        "plan": msgspec.to_builtins(outcome.plan),
+        "artifacts": [row_as_data(row) for row in outcome.rows],
+        "notes": list(outcome.notes),
+        "report": str(outcome.report),
+    }
+    click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2))
+
+
+def _print_table(outcome: ConvertOutcome, target: str) -> None:
+    from edgekit.cli.output import print_table
+
+    rows = []
+    for row in outcome.rows:
+        parity = row.gate.parity if row.gate else None
+        metric = row.gate.metric if row.gate else None
+        rows.append(
+            (
+                row.name,
+                f"{row.bytes / 1024:,.0f} KiB" if row.bytes else "",
+                f"{parity.max_error:.1e}" if parity else "",
+                f"{metric.artifact:.4g}" if metric else "",
+                f"{metric.drop_pp:+.2f} ≤ {metric.bound_pp:.2f}" if metric else "",
+                str(metric.n) if metric else "",
+                f"{row.p50_ms:.3f} ms {row.place}" if row.p50_ms else "",
+                row.status,
+            )
+        )
+    metrics = {row.gate.metric.name for row in outcome.rows if row.gate and row.gate.metric}
+    name = next(iter(metrics), "metric")
+    print_table(
+        f"{outcome.bundle.manifest.name} for {target}",
+        ("artifact", "size", "max error", name, "drop, bound (pp)", "n", "p50", "verdict"),
+        rows,
+    )
+    for row in outcome.rows:
+        if row.status != "accepted":
+            click.echo(f"{row.name}: {'; '.join(row.reasons)}")
+    for note in outcome.notes:
+        click.echo(f"note: {note}")
+    plan = outcome.plan
+    where = " → ".join(plan.providers)
+    click.echo(f"plan: {plan.artifact} in {plan.runtime}" + (f" on {where}" if where else ""))
+    for reason in plan.reasons:
+        click.echo(f"  {reason}")
+    golden = outcome.bundle.manifest.golden
+    shipped = f"{golden.n} of your samples" if golden.origin == "real" else f"{golden.n} synthetic samples"
+    click.echo(
+        f"golden set: {shipped} (--golden synthetic ships none of yours)"
+        if golden.origin == "real"
+        else f"golden set: {shipped}"
+    )
+    click.echo(f"bundle: {outcome.bundle.root}  sha256:{outcome.bundle.digest}")
+    click.echo(f"report: {outcome.report / 'report.html'}")

@@ -1,0 +1,583 @@
+"""Convert: a trained model in, a bundle of judged artifacts out, or a refusal with reasons.
+
+The order of things: describe the source, read the data, run the source for reference, convert, score every
+artifact, judge it, choose the plan, seal the bundle. Frameworks and runtimes live in worker processes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgekit import __version__
+from edgekit.assembly import Assembly, assemble
+from edgekit.converters import Converted
+from edgekit.data import Dataset, read_data
+from edgekit.detect import host_isa
+from edgekit.devices import DeviceProfile, load_profile
+from edgekit.errors import (
+    ConversionError,
+    EdgeKitError,
+    MachineError,
+    RefusedError,
+    UnavailableError,
+    UsageError,
+)
+from edgekit.factory import Factory
+from edgekit.gate import Policy, compare_ranges, judge, load_limits, measure_metric, measure_parity
+from edgekit.manifest import Artifact, GateResult, Plan, Recipe, SourceInfo
+from edgekit.metrics import METRICS, Metric, default_metric
+from edgekit.process import WorkerLimits
+from edgekit.recipes import Wanted, preference_for, recipe_for, wanted_artifacts
+from edgekit.report import write_report
+from edgekit.routes import converters
+from edgekit.samples import gather_samples
+from edgekit.sources import hash_source, identify
+from edgekit.tasks import Scored
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.bundle import Bundle
+
+__all__ = ["ConvertOutcome", "ConvertRequest", "Row", "convert"]
+
+#: Says what is going on: a phrase, steps done, steps in all.
+Progress = Callable[[str, int, int], None]
+
+_TIMED_RUNS = 200
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """What to convert, for what, and how strictly. Paths are the user's; see `edgekit convert --help`."""
+
+    model: Path
+    target: str
+    out: Path
+    formats: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    task: str | None = None
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    label_column: str | None = None
+    metric: str | None = None
+    policy: Policy = field(default_factory=Policy)
+    allow_unproven: bool = False
+    preprocess: tuple[dict[str, Any], ...] = ()
+    labels: tuple[str, ...] = ()
+    golden: str = "real"
+    name: str | None = None
+    version: int = 1
+    jobs: int = 2
+    limits: WorkerLimits = field(default_factory=WorkerLimits)
+    seed: int = 0
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact in the table: what became of it.
+
+    Attributes:
+        status: `accepted`, `unproven`, `refused`, `failed` or `skipped`.
+        bytes: Size of its files; 0 where there are none.
+        p50_ms: Median latency on this machine, in milliseconds; 0 where not measured.
+        place: Where that was measured.
+        placement: What ran where.
+        peak_mib: Peak memory of the worker that made it.
+    """
+
+    name: str
+    status: str
+    reasons: tuple[str, ...]
+    bytes: int = 0
+    gate: GateResult | None = None
+    p50_ms: float = 0.0
+    place: str = "host"
+    placement: Mapping[str, str] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    peak_mib: float = 0.0
+
+
+@dataclass(frozen=True)
+class ConvertOutcome:
+    """The result of a conversion that left a bundle."""
+
+    bundle: Bundle
+    rows: tuple[Row, ...]
+    plan: Plan
+    task: str
+    notes: tuple[str, ...]
+    report: Path
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An artifact that a converter made, with its recipe."""
+
+    wanted: Wanted
+    converted: Converted
+    recipe: Recipe
+    peak_mib: float
+
+
+def convert(request: ConvertRequest, progress: Progress = lambda _what, _done, _all: None) -> ConvertOutcome:
+    """Convert a model and write the bundle and the report.
+
+    Args:
+        request: What to do.
+        progress: Called as work goes on.
+
+    Raises:
+        UsageError: Unknown target, format or precision; bad data; the output exists.
+        UnavailableError: A converter's package is missing.
+        InvalidFileError: The model file is not what its name says.
+        ConversionError: An artifact asked for by name could not be made, or none could.
+        RefusedError: The gate refused an artifact asked for by name, or accepted none; the report is written.
+        MachineError: The disk is full.
+    """
+    profile = load_profile(request.target)
+    kind = identify(request.model)
+    _check_out(request)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch, _factory(request, scratch) as factory:
+        conversion = _Conversion(request, profile, kind, factory, progress)
+        conversion.run()
+        outcome = conversion.seal()
+        conversion.report(outcome, time.monotonic() - started)
+        conversion.raise_if_refused(outcome)
+    assert outcome is not None
+    return outcome
+
+
+def _check_out(request: ConvertRequest) -> None:
+    if request.out.exists() and not request.overwrite:
+        raise UsageError(f"{request.out} exists", hint="Give another name, or --overwrite.")
+    if not request.out.absolute().parent.is_dir():
+        raise UsageError(f"the folder {request.out.absolute().parent} does not exist", hint="Make it first.")
+
+
+@contextmanager
+def _factory(request: ConvertRequest, scratch: str) -> Iterator[Factory]:
+    factory = Factory(Path(scratch), request.limits, request.jobs)
+    try:
+        yield factory
+    finally:
+        factory.close()
+
+
+class _Conversion:
+    """One run of `convert`: what it knows so far."""
+
+    def __init__(
+        self,
+        request: ConvertRequest,
+        profile: DeviceProfile,
+        kind: str,
+        factory: Factory,
+        progress: Progress,
+    ) -> None:
+        self.request, self.profile, self.kind = request, profile, kind
+        self.factory, self.progress = factory, progress
+        self.notes: list[str] = []
+        self.rows: dict[str, Row] = {}
+        self.made: dict[str, _Made] = {}
+        self.scores: dict[str, Scored] = {}
+        self.answers: dict[str, dict[str, np.ndarray]] = {}
+
+    def run(self) -> None:
+        """Do everything but write: afterwards every wanted artifact has its row."""
+        request = self.request
+        wanted = wanted_artifacts(
+            self.profile,
+            self.kind,
+            converters(),
+            formats=request.formats,
+            precisions=request.precisions,
+            calibrated=request.calibration is not None,
+        )
+        _check_installed(wanted)
+        self.progress("reading the model", 0, 1)
+        self.source = self.factory.describe(self.kind, request.model)
+        self.calibration = self._read(request.calibration, "calibration data")
+        self.evaluation = self._read(request.evaluation, "evaluation data", labels=True)
+        self.samples = gather_samples(
+            self.source.inputs, self.calibration, self.evaluation, load_limits().data, request.seed
+        )
+        self._say_what_was_not_measured()
+        self._run_source()
+        for row in (w for w in wanted if w.skipped):
+            self.rows[row.name] = Row(row.name, "skipped", (row.skipped,))
+        self._make_and_judge([w for w in wanted if not w.skipped])
+        self.rows = {w.name: self.rows[w.name] for w in wanted}
+
+    def _read(self, path: Path | None, what: str, *, labels: bool = False) -> Dataset | None:
+        if path is None:
+            return None
+        request = self.request
+        return read_data(
+            path,
+            self.source.inputs,
+            preprocess=request.preprocess,
+            label_column=request.label_column if labels or _has_columns(path) else None,
+            need_labels=labels,
+            what=what,
+        )
+
+    def _say_what_was_not_measured(self) -> None:
+        if self.evaluation is None:
+            self.notes.append("accuracy not measured: no --eval")
+        if self.samples.origin == "synthetic":
+            self.notes.append("no data at all: parity on seeded random inputs in [0, 1)")
+
+    def _run_source(self) -> None:
+        """Get the source's answers on the parity inputs, the evaluation inputs and the golden inputs."""
+        self.progress("running the source model", 0, 1)
+        run = self.factory.run_source
+        self.reference = run(self.kind, self.request.model, self.samples.parity)
+        _check_finite(self.reference)
+        self.task = self.request.task or self._infer_task()
+        self.metric = self._metric()
+        self.evaluated = (
+            run(self.kind, self.request.model, self.evaluation.inputs)
+            if self.evaluation is not None
+            else None
+        )
+        self.golden = self.samples.choose_golden(
+            self.request.golden,
+            self.task,
+            self.reference,
+            self.evaluated,
+            lambda inputs: run(self.kind, self.request.model, inputs),
+        )
+
+    def _infer_task(self) -> str:
+        """Return `classification` for rows of probabilities or whole-number labels, else `other`; say so."""
+        first = next(iter(self.reference.values()))
+        rows = first.ndim == 2 and first.shape[1] >= 2
+        labels = self.evaluation.labels if self.evaluation is not None else None
+        shares = rows and bool((first >= 0).all()) and bool((abs(first.sum(axis=1) - 1) < 1e-3).all())
+        whole = labels is not None and labels.dtype.kind in "iuUSO"
+        task = (
+            "classification"
+            if shares or (rows and whole)
+            else "regression"
+            if labels is not None
+            else "other"
+        )
+        self.notes.append(f"task: {task} (inferred; --task says otherwise)")
+        return task
+
+    def _metric(self) -> Metric | None:
+        name = self.request.metric
+        if self.evaluation is None:
+            if name is not None:
+                raise UsageError("--metric needs labelled data", hint="Give --eval.")
+            if self.request.policy.min_metric is not None:
+                raise UsageError("--min-metric needs labelled data", hint="Give --eval.")
+            return None
+        if name is not None and name not in METRICS:
+            raise UsageError(f"unknown metric {name!r}", expected="one of " + ", ".join(METRICS))
+        return METRICS[name or default_metric(self.task)]
+
+    def _make_and_judge(self, wanted: Sequence[Wanted]) -> None:
+        """Try each artifact's routes, shortest first: the next where one fails or is refused."""
+        pending, attempt = list(wanted), 0
+        while pending:
+            self._make(pending, attempt)
+            for i, item in enumerate(pending):
+                self.progress(f"scoring {item.name}", i, len(pending))
+                if item.name in self.made and self.made[item.name].wanted is item:
+                    self.rows[item.name] = self._score_and_judge(self.made[item.name])
+            attempt += 1
+            pending = [
+                w
+                for w in pending
+                if self.rows[w.name].status in ("failed", "refused") and attempt < len(w.routes)
+            ]
+
+    def _make(self, pending: Sequence[Wanted], attempt: int) -> None:
+        samples = self.calibration.n if self.calibration is not None else 0
+        recipes = {
+            w.name: recipe_for(self.profile, w.routes[attempt], w.format, w.precision, samples)
+            for w in pending
+        }
+        results = self.factory.make(
+            self.kind,
+            self.request.model,
+            self.source,
+            recipes,
+            lambda route, fmt: recipe_for(self.profile, route, fmt, "fp32", 0),
+            self.calibration.inputs if self.calibration is not None else None,
+            self.progress,
+        )
+        for item in pending:
+            result = results[item.name]
+            if isinstance(result, EdgeKitError):
+                self.rows[item.name] = Row(item.name, "failed", (str(result),), recipe=recipes[item.name])
+            else:
+                self.made[item.name] = _Made(item, result.converted, recipes[item.name], result.peak_mib)
+
+    def _score_and_judge(self, made: _Made) -> Row:
+        name, recipe, size = made.wanted.name, made.recipe, _size(made.converted)
+        try:
+            gate, scored = self._judge(made)
+        except MachineError:
+            raise
+        except EdgeKitError as error:
+            return Row(name, "failed", (f"it does not run: {error}",), size, recipe=recipe)
+        self.scores[name] = scored
+        return Row(
+            name=name,
+            status=gate.verdict,
+            reasons=gate.reasons,
+            bytes=size,
+            gate=gate,
+            p50_ms=scored.p50_ms,
+            placement=scored.placement,
+            recipe=recipe,
+            peak_mib=made.peak_mib,
+        )
+
+    def _judge(self, made: _Made) -> tuple[GateResult, Scored]:
+        preference = preference_for(self.profile, made.wanted.format)
+        exact = dict(preference.options)
+        if made.wanted.format == "openvino":
+            exact["INFERENCE_PRECISION_HINT"] = "f32"  # its CPU plugin computes in bfloat16 where it can
+        score = self.factory.score
+        answers, scored = score(made.converted, preference.runtime, 1, exact, self.samples.parity, pairs=True)
+        pairs = {k.removeprefix("pair:"): v for k, v in answers.items() if k.startswith("pair:")}
+        parity = measure_parity(
+            self.reference, answers, argmax=self.task == "classification", pairs=pairs or None
+        )
+        measured, timed = score(
+            made.converted,
+            preference.runtime,
+            preference.threads,
+            dict(preference.options),
+            self._measured_inputs(),
+            timed_runs=_TIMED_RUNS,
+        )
+        self.answers[made.wanted.name] = measured
+        gate = judge(
+            made.wanted.precision,
+            self.request.policy,
+            load_limits(),
+            parity=_rounded(parity),
+            metric=self._measure(measured),
+            calibration_fit=self._calibration_fit(made.recipe),
+        )
+        return gate, _with_timing(scored, timed)
+
+    def _measured_inputs(self) -> dict[str, np.ndarray]:
+        """Return the evaluation inputs with the golden ones behind them: one run under the plan's options."""
+        import numpy as np
+
+        golden = self.golden.inputs
+        if self.evaluation is None:
+            return dict(golden)
+        return {k: np.concatenate([v, golden[k]]) for k, v in self.evaluation.inputs.items()}
+
+    def _measure(self, measured: Mapping[str, np.ndarray]) -> Any:
+        if self.evaluation is None or self.metric is None or self.evaluated is None:
+            return None
+        assert self.evaluation.labels is not None
+        n = self.evaluation.n
+        return _rounded(
+            measure_metric(
+                self.metric,
+                self.evaluated,
+                {k: v[:n] for k, v in measured.items()},
+                self.evaluation.labels,
+                max_drop_pp=self.request.policy.max_drop_pp,
+                seed=self.request.seed,
+            )
+        )
+
+    def _calibration_fit(self, recipe: Recipe) -> Any:
+        if not recipe.calibration or self.calibration is None or self.evaluation is None:
+            return ()
+        return tuple(_rounded(f) for f in compare_ranges(self.calibration.inputs, self.evaluation.inputs))
+
+    def seal(self) -> ConvertOutcome | None:
+        """Write the bundle, unless the gate left nothing to ship."""
+        kept = {n: r for n, r in self.rows.items() if r.status in ("accepted", "unproven")}
+        if self._refusal(kept) is not None:
+            return None
+        self.progress("sealing the bundle", 0, 1)
+        artifacts = {name: self._artifact(self.made[name], row) for name, row in kept.items()}
+        bundle = assemble(
+            self._assembly(artifacts),
+            self.profile,
+            self.request.out,
+            allow_unproven=self.request.allow_unproven,
+            overwrite=self.request.overwrite,
+        )
+        return ConvertOutcome(
+            bundle,
+            tuple(self.rows.values()),
+            bundle.manifest.plan,
+            self.task,
+            tuple(self.notes),
+            report_path(self.request.out),
+        )
+
+    def _assembly(self, artifacts: Mapping[str, Artifact]) -> Assembly:
+        request, evaluation = self.request, self.evaluation
+        model = request.model
+        names = evaluation.class_names if evaluation is not None else ()
+        return Assembly(
+            name=request.name or model.name.split(".")[0],
+            version=request.version,
+            task=self.task,
+            source=SourceInfo(self.kind, hash_source(model), self.source.tools),
+            inputs=self.source.inputs,
+            outputs=self.source.outputs,
+            artifacts=artifacts,
+            files={
+                target: Path(file)
+                for name, artifact in artifacts.items()
+                for target, file in zip(artifact.files, self.made[name].converted.files, strict=True)
+            },
+            golden=self.golden,
+            answers=self.answers,
+            labels=evaluation.labels if evaluation is not None else None,
+            evaluated=evaluation.n if evaluation is not None else 0,
+            class_names=request.labels or names,
+            preprocess=request.preprocess,
+        )
+
+    def _refusal(self, kept: Mapping[str, Row]) -> EdgeKitError | None:
+        """Return why there is no bundle: a by-name artifact that failed, or nothing that may ship."""
+        report = f"The report is in {report_path(self.request.out)}."
+        if self.request.precisions:
+            for row in self.rows.values():
+                if row.status == "refused":
+                    return RefusedError(
+                        f"{row.name} was asked for and refused: {row.reasons[0]}", hint=report
+                    )
+                if row.status == "failed":
+                    return ConversionError(
+                        f"{row.name} was asked for and failed: {row.reasons[0]}", hint=report
+                    )
+        elif not any(r.status == "accepted" for r in kept.values()) and not (
+            kept and self.request.allow_unproven
+        ):
+            refused = [r for r in self.rows.values() if r.status in ("refused", "unproven")]
+            if refused:
+                return RefusedError(
+                    f"no artifact was accepted: {refused[0].name}: {refused[0].reasons[0]}", hint=report
+                )
+            failed = next((r for r in self.rows.values() if r.status == "failed"), None)
+            why = (
+                f"{failed.name}: {failed.reasons[0]}" if failed else "no route leads to the target's formats"
+            )
+            return ConversionError(f"no artifact was made: {why}", hint=report)
+        return None
+
+    def raise_if_refused(self, outcome: ConvertOutcome | None) -> None:
+        """Raise what `seal` found, after the report is written."""
+        if outcome is None:
+            refusal = self._refusal(
+                {n: r for n, r in self.rows.items() if r.status in ("accepted", "unproven")}
+            )
+            assert refusal is not None
+            raise refusal
+
+    def _artifact(self, made: _Made, row: Row) -> Artifact:
+        converted, scored = made.converted, self.scores[made.wanted.name]
+        folder = f"artifacts/{made.wanted.name}"
+        runtime, _, number = scored.runtime.rpartition(" ")
+        assert row.gate is not None
+        return Artifact(
+            format=made.wanted.format,
+            precision=made.wanted.precision,
+            path=f"{folder}/{Path(converted.path).name}",
+            files=tuple(f"{folder}/{Path(file).name}" for file in converted.files),
+            inputs=converted.inputs,
+            outputs=converted.outputs,
+            input_names=converted.input_names,
+            output_names=converted.output_names,
+            recipe=made.recipe,
+            gate=row.gate,
+            tools={**converted.tools, runtime or "runtime": number, "edgekit": __version__},
+            isa=host_isa(),
+        )
+
+    def report(self, outcome: ConvertOutcome | None, seconds: float) -> None:
+        """Write the report beside the bundle, on refusal too."""
+        write_report(
+            report_path(self.request.out),
+            rows=list(self.rows.values()),
+            plan=outcome.plan if outcome else None,
+            digest=outcome.bundle.digest if outcome else None,
+            source={
+                "file": self.request.model.name,
+                "sha256": hash_source(self.request.model),
+                **self.source.tools,
+            },
+            target=self.profile.id,
+            task=self.task,
+            notes=self.notes,
+            seconds=seconds,
+            isa=host_isa(),
+        )
+
+
+def report_path(out: Path) -> Path:
+    """Return the report's folder: `OUT.report` beside the bundle."""
+    return out.with_name(out.name.removesuffix(".edgekit") + ".report")
+
+
+def _with_timing(scored: Scored, timed: Scored) -> Scored:
+    """Return the timed score; parity's own run proved the conversion, this one is what a device does."""
+    return msgspec.structs.replace(scored, p50_ms=timed.p50_ms, placement=timed.placement)
+
+
+def _rounded(evidence: Any) -> Any:
+    """Round a struct's floats to six significant digits: the last bits of a sum are nobody's evidence."""
+    fields = msgspec.structs.asdict(evidence)
+    return msgspec.structs.replace(evidence, **{k: _round(v) for k, v in fields.items()})
+
+
+def _round(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return tuple(_round(v) for v in value) if isinstance(value, tuple) else value
+
+
+def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:
+    import numpy as np
+
+    for name, values in outputs.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise RefusedError(f"the source model itself answers NaN or infinity in {name!r}")
+
+
+def _check_installed(wanted: Sequence[Wanted]) -> None:
+    from importlib.util import find_spec
+
+    table = converters()
+    for name in dict.fromkeys(step for w in wanted for route in w.routes[:1] for step in route):
+        missing = [module for module in table[name].needs if find_spec(module) is None]
+        if missing:
+            raise UnavailableError(
+                f"converter {name} needs {', '.join(missing)}",
+                hint=f"Install it: pip install 'edgekit-deploy[{table[name].extra}]'",
+            )
+
+
+def _has_columns(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
+
+
+def _size(converted: Converted) -> int:
+    return sum(Path(file).stat().st_size for file in converted.files)

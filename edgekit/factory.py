@@ -1,0 +1,274 @@
+"""The factory: worker processes, one per environment, and what they are asked to do for one conversion."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.converters import CONVERTERS, Converted, get_converter
+from edgekit.errors import ConversionError, EdgeKitError, MachineError
+from edgekit.manifest import Option, Recipe
+from edgekit.process import Worker, WorkerDiedError, WorkerLimits
+from edgekit.routes import Route, start_of
+from edgekit.tasks import Answer, Convert, Describe, Described, RunSource, Score, Scored, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+__all__ = ["Factory", "Product"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a converter made, and the peak memory of its worker in MiB."""
+
+    converted: Converted
+    peak_mib: float
+
+
+@dataclass
+class _Step:
+    """One converter run on one source: everything of that source it is asked for.
+
+    Attributes:
+        parent: Route of the artifact that it starts from; empty for the user's model.
+        recipes: By precision.
+    """
+
+    converter: str
+    parent: Route
+    recipes: dict[str, Recipe]
+
+
+Result = Product | EdgeKitError
+
+
+class Factory:
+    """Runs tasks in workers. A worker that dies is replaced; what it left undone is tried once more alone.
+
+    Args:
+        scratch: A folder of its own, removed by the caller.
+        limits: Of each task.
+        jobs: Workers that may be busy at once.
+    """
+
+    def __init__(self, scratch: Path, limits: WorkerLimits, jobs: int) -> None:
+        self._scratch, self._limits, self._jobs = scratch, limits, max(1, jobs)
+        self._numbers = count()
+        self._workers: dict[str, Worker] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def close(self) -> None:
+        """Stop every worker."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def describe(self, kind: str, model: Path) -> Described:
+        """Return the source's specs."""
+        answers = self._ask(_source_environment(kind), Describe(kind, str(model.absolute())))
+        described = next((a.described for a in answers if a.described is not None), None)
+        assert described is not None
+        return described
+
+    def run_source(self, kind: str, model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the source's outputs, in its own framework, on arrays [N, …] by canonical name."""
+        out = self._path("outputs.npz")
+        task = RunSource(kind, str(model.absolute()), self._store(inputs), str(out))
+        self._ask(_source_environment(kind), task)
+        return _load(out)
+
+    def score(
+        self,
+        artifact: Converted,
+        runtime: str,
+        threads: int,
+        extra: Mapping[str, Option],
+        inputs: Mapping[str, np.ndarray],
+        *,
+        pairs: bool = False,
+        timed_runs: int = 0,
+    ) -> tuple[dict[str, np.ndarray], Scored]:
+        """Run an artifact one sample at a time; return its outputs [N, …] by canonical name, and the score."""
+        out = self._path("scores.npz")
+        task = Score(
+            runtime, artifact, threads, dict(extra), self._store(inputs), str(out), pairs, timed_runs
+        )
+        answers = self._ask("score", task)
+        scored = next(a.scored for a in answers if a.scored is not None)
+        return _load(out), scored
+
+    def make(
+        self,
+        kind: str,
+        model: Path,
+        source: Described,
+        recipes: Mapping[str, Recipe],
+        float_recipe: Callable[[Route, str], Recipe],
+        calibration: Mapping[str, np.ndarray] | None,
+        progress: Callable[[str, int, int], None],
+    ) -> dict[str, Result]:
+        """Make artifacts along their routes; each converter runs once per source it starts from.
+
+        Args:
+            kind: The source's kind.
+            model: The source.
+            source: Its specs.
+            recipes: By artifact name; each holds its whole route.
+            float_recipe: Gives the recipe of a float32 artifact in the middle of a route.
+            calibration: Arrays [N, …] by canonical name.
+            progress: Told after each converter.
+
+        Returns:
+            By artifact name, what was made, or the error that stands in its row.
+        """
+        steps = _plan_steps(recipes.values(), float_recipe)
+        stored = self._store(calibration) if calibration is not None else None
+        done: dict[tuple[Route, str], Future[Result]] = {}
+        user_model = Converted(str(model.absolute()), (str(model.absolute()),), source.inputs, source.outputs)
+
+        def run(step: _Step) -> dict[str, Result]:
+            origin = done[step.parent, "fp32"].result() if step.parent else Product(user_model, 0.0)
+            if isinstance(origin, EdgeKitError):
+                error = ConversionError(f"its source {step.parent[-1]} failed: {origin}")
+                return dict.fromkeys(step.recipes, error)
+            started_from = "" if step.parent else kind
+            return self._run_step(step, origin.converted, started_from, stored)
+
+        with ThreadPoolExecutor(self._jobs) as pool:
+            for step in steps:
+                whole = pool.submit(run, step)
+                for precision in step.recipes:
+                    done[(*step.parent, step.converter), precision] = _part(whole, precision)
+            for i, ((route, precision), future) in enumerate(done.items()):
+                progress(f"converting: {route[-1]} {precision}", i, len(done))
+                _raise_machine_error(future.result())
+        return {name: done[recipe.route, recipe.precision].result() for name, recipe in recipes.items()}
+
+    def _run_step(self, step: _Step, origin: Converted, kind: str, stored: str | None) -> dict[str, Result]:
+        """Run one converter for all its recipes; after a death, each unfinished one once more on its own."""
+        results: dict[str, Result] = {}
+        try:
+            self._run_recipes(step, list(step.recipes), origin, kind, stored, results)
+        except WorkerDiedError as death:
+            for precision in [p for p in step.recipes if p not in results]:
+                try:
+                    self._run_recipes(step, [precision], origin, kind, stored, results)
+                except EdgeKitError as error:
+                    results[precision] = error if isinstance(error, WorkerDiedError) else death
+        except EdgeKitError as error:
+            failed = next(p for p in step.recipes if p not in results)
+            results[failed] = error
+            rest = {p: r for p, r in step.recipes.items() if p not in results}
+            if rest:
+                again = _Step(step.converter, step.parent, rest)
+                results.update(self._run_step(again, origin, kind, stored))
+        return results
+
+    def _run_recipes(
+        self,
+        step: _Step,
+        precisions: list[str],
+        origin: Converted,
+        kind: str,
+        stored: str | None,
+        results: dict[str, Result],
+    ) -> None:
+        converter = get_converter(step.converter)
+        task = Convert(
+            converter=CONVERTERS[step.converter],
+            kind=start_of(kind) if kind else converter.sources[0],
+            path=origin.path,
+            inputs=origin.inputs,
+            outputs=origin.outputs,
+            recipes=tuple(step.recipes[p] for p in precisions),
+            calibration=stored,
+            out=str(self._path("made")),
+        )
+        Path(task.out).mkdir()
+        with self._worker(converter.environment) as worker:
+            waiting = iter(precisions)
+            for answer in worker.ask(task):
+                if answer.part is not None:
+                    results[next(waiting)] = Product(answer.part, worker.peak_mib)
+
+    def _ask(self, environment: str, task: Task) -> list[Answer]:
+        with self._worker(environment) as worker:
+            return list(worker.ask(task))
+
+    @contextmanager
+    def _worker(self, environment: str) -> Iterator[Worker]:
+        with self._guard:
+            if environment not in self._workers:
+                folder = self._scratch / environment
+                folder.mkdir()
+                self._workers[environment] = Worker(folder, self._limits)
+                self._locks[environment] = threading.Lock()
+        with self._locks[environment]:
+            yield self._workers[environment]
+
+    def _path(self, name: str) -> Path:
+        return self._scratch / f"{next(self._numbers)}-{name}"
+
+    def _store(self, arrays: Mapping[str, np.ndarray]) -> str:
+        import numpy as np
+
+        path = self._path("inputs.npz")
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+        return str(path)
+
+
+def _source_environment(kind: str) -> str:
+    return "onnx" if kind == "onnx" else "tensorflow"
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _plan_steps(recipes: Iterable[Recipe], float_recipe: Callable[[Route, str], Recipe]) -> list[_Step]:
+    """Return the converter runs that make `recipes`, every one behind those it starts from."""
+    steps: dict[Route, _Step] = {}
+    for recipe in recipes:
+        for end in range(1, len(recipe.route) + 1):
+            route = recipe.route[:end]
+            step = steps.setdefault(route, _Step(route[-1], route[:-1], {}))
+            if end == len(recipe.route):
+                step.recipes[recipe.precision] = recipe
+            else:
+                step.recipes.setdefault("fp32", float_recipe(route, get_converter(route[-1]).format))
+    # a step that others start from goes first, so that workers of other environments are not kept waiting
+    parents = {route[:-1] for route in steps}
+    return [steps[route] for route in sorted(steps, key=lambda r: (len(r), r not in parents))]
+
+
+def _part(whole: Future[dict[str, Result]], precision: str) -> Future[Result]:
+    """Return a future for one precision of a step."""
+    part: Future[Result] = Future()
+
+    def pass_on(finished: Future[dict[str, Result]]) -> None:
+        error = finished.exception()
+        if error is not None:
+            part.set_exception(error)
+        else:
+            part.set_result(finished.result()[precision])
+
+    whole.add_done_callback(pass_on)
+    return part
+
+
+def _raise_machine_error(result: Result) -> None:
+    """Let a full disk end the command: no other row can be right after it."""
+    if isinstance(result, MachineError):
+        raise result

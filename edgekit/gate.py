@@ -1,0 +1,345 @@
+"""The gate: an artifact is accepted, unproven or refused, with reasons. Pure functions over evidence.
+
+The limits are data, in `gate_limits.toml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekit.bounds import bootstrap_bounds, needed_samples, tango_bounds
+from edgekit.manifest import CalibrationFit, GateResult, MetricEvidence, ParityEvidence
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.metrics import Metric
+
+__all__ = [
+    "DataLimits",
+    "Limits",
+    "Policy",
+    "PrecisionLimits",
+    "compare_ranges",
+    "judge",
+    "load_limits",
+    "measure_metric",
+    "measure_parity",
+]
+
+
+#: Metrics that are better when smaller.
+_ERRORS = ("mae", "rmse")
+
+
+class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of one precision; None where the precision has none. See `gate_limits.toml`."""
+
+    batch2_error: float
+    max_error: float | None = None
+    p95_error: float | None = None
+    argmax_agreement: float | None = None
+
+
+class DataLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits on the data. See `gate_limits.toml`."""
+
+    parity_samples: int
+    parity_most: int
+    calibration_shift: float
+    bootstrap_samples: int
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All limits of the gate."""
+
+    precision: dict[str, PrecisionLimits]
+    data: DataLimits
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What the user asked of the gate.
+
+    Attributes:
+        max_drop_pp: The accuracy budget in percentage points.
+        min_metric: The least value the source itself must reach; None for no such demand.
+        strict: Refuse what is unproven.
+    """
+
+    max_drop_pp: float = 1.0
+    min_metric: float | None = None
+    strict: bool = False
+
+
+@cache
+def load_limits() -> Limits:
+    """Return the limits that ship with EdgeKit."""
+    return msgspec.toml.decode((files("edgekit") / "gate_limits.toml").read_bytes(), type=Limits)
+
+
+def measure_parity(
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    *,
+    argmax: bool,
+    pairs: Mapping[str, np.ndarray] | None = None,
+) -> ParityEvidence:
+    """Compare an artifact's outputs with the source's on the same inputs.
+
+    Args:
+        reference: The source's outputs by name, float [N, …].
+        outputs: The artifact's outputs by name, same shapes.
+        argmax: Whether the argmax over the last axis of the first output means something.
+        pairs: The artifact's outputs for the first two samples as one batch of two; None where it takes none.
+    """
+    import numpy as np
+
+    biggest, finite, constant, batch2 = 0.0, True, False, 0.0 if pairs is not None else None
+    errors = []
+    for name, want in reference.items():
+        got = np.asarray(outputs[name], dtype=np.float64)
+        expected = np.asarray(want, dtype=np.float64)
+        if got.shape != expected.shape or not np.isfinite(got).all():
+            return ParityEvidence(n=len(expected), max_error=1.0, p95_error=1.0, finite=False)
+        scale = float(np.ptp(expected)) or max(float(np.abs(expected).max(initial=0.0)), 1e-12)
+        error = np.abs(got - expected) / scale
+        biggest = max(biggest, float(error.max(initial=0.0)))
+        errors.append(float(np.quantile(error, 0.95)))
+        constant |= bool(_varies(expected) and not _varies(got))
+        if pairs is not None and batch2 is not None:
+            together = np.asarray(pairs[name], dtype=np.float64)
+            batch2 = max(batch2, float(np.abs(together - got[:2]).max(initial=0.0)) / scale)
+    return ParityEvidence(
+        n=len(next(iter(reference.values()))),
+        max_error=biggest,
+        p95_error=max(errors),
+        argmax_agreement=_agreement(reference, outputs) if argmax else None,
+        batch2_error=batch2,
+        finite=finite,
+        constant=constant,
+    )
+
+
+def _varies(values: np.ndarray) -> bool:
+    return len(values) > 1 and bool((values != values[:1]).any())
+
+
+def _agreement(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
+    name = next(iter(reference))
+    same = reference[name].argmax(axis=-1) == outputs[name].argmax(axis=-1)
+    return float(same.mean())
+
+
+def measure_metric(
+    metric: Metric,
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    *,
+    max_drop_pp: float,
+    seed: int = 0,
+) -> MetricEvidence:
+    """Score source and artifact on the same labelled samples, with a one-sided 95 % paired bound of the drop.
+
+    Shares of right answers use Tango's score bound, everything else a paired percentile bootstrap. The drop
+    is in percentage points; for an error in the labels' units, in percent of the labels' range.
+
+    Args:
+        metric: What to score.
+        reference: The source's outputs, float [N, …].
+        outputs: The artifact's outputs, same shapes.
+        labels: [N], or the targets of a regression.
+        max_drop_pp: The budget, to tell how many samples would decide.
+        seed: Of the bootstrap.
+    """
+    source, artifact = metric.value(reference, labels), metric.value(outputs, labels)
+    right, kept = metric.per_sample(reference, labels), metric.per_sample(outputs, labels)
+    n = len(labels)
+    if right is not None and kept is not None:
+        lost, gained = int((right > kept).sum()), int((right < kept).sum())
+        low, high = tango_bounds(lost, gained, n)
+        return MetricEvidence(
+            name=metric.name,
+            n=n,
+            source=source,
+            artifact=artifact,
+            drop_pp=100.0 * (lost - gained) / n,
+            low_pp=100.0 * low,
+            bound_pp=100.0 * high,
+            needed_n=_needed_pairs(lost / n, gained / n, n, max_drop_pp),
+        )
+    return _bootstrapped(metric, reference, outputs, labels, max_drop_pp, seed)
+
+
+def _needed_pairs(lost: float, gained: float, n: int, max_drop_pp: float) -> int | None:
+    """Return how many samples would decide at these rates of lost and gained pairs; None where n does."""
+
+    def decides(size: int) -> bool:
+        low, high = tango_bounds(lost * size, gained * size, size)
+        return 100.0 * high <= max_drop_pp or (100.0 * (lost - gained) > max_drop_pp and low > 0.0)
+
+    return None if decides(n) else needed_samples(decides, n)
+
+
+def _bootstrapped(
+    metric: Metric,
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    max_drop_pp: float,
+    seed: int,
+) -> MetricEvidence:
+    import numpy as np
+
+    sign = 1.0 if metric.higher_is_better else -1.0
+    unit = 100.0 if metric.higher_is_better else 100.0 / (float(np.ptp(labels)) or 1.0)
+
+    def drop(index: np.ndarray) -> float:
+        ours = metric.value({k: v[index] for k, v in outputs.items()}, labels[index])
+        theirs = metric.value({k: v[index] for k, v in reference.items()}, labels[index])
+        return sign * unit * (theirs - ours)
+
+    n = len(labels)
+    observed = drop(np.arange(n))
+    low, high = bootstrap_bounds(drop, n, seed)
+    low, high = min(low, observed), max(high, observed)
+    room, width = max_drop_pp - observed, high - observed
+    fewest = load_limits().data.bootstrap_samples
+    needed: int | None = None
+    if high > max_drop_pp or n < fewest:
+        needed = max(fewest, int(n * (width / room) ** 2) + 1) if room > 0.0 else 0
+    return MetricEvidence(
+        name=metric.name,
+        n=n,
+        source=metric.value(reference, labels),
+        artifact=metric.value(outputs, labels),
+        drop_pp=observed,
+        low_pp=low,
+        bound_pp=high,
+        needed_n=needed,
+    )
+
+
+def compare_ranges(
+    calibration: Mapping[str, np.ndarray], evaluation: Mapping[str, np.ndarray]
+) -> tuple[CalibrationFit, ...]:
+    """Return the 1st and 99th percentile of every float input in both data sets."""
+    import numpy as np
+
+    def ends(values: np.ndarray) -> tuple[float, float]:
+        low, high = np.quantile(values, [0.01, 0.99])
+        return float(low), float(high)
+
+    return tuple(
+        CalibrationFit(name, ends(values), ends(evaluation[name]))
+        for name, values in calibration.items()
+        if values.dtype.kind == "f" and name in evaluation
+    )
+
+
+def judge(
+    precision: str,
+    policy: Policy,
+    limits: Limits,
+    *,
+    parity: ParityEvidence,
+    metric: MetricEvidence | None = None,
+    calibration_fit: Sequence[CalibrationFit] = (),
+) -> GateResult:
+    """Return the verdict on one artifact.
+
+    refused: parity failed, the calibration data does not fit, the source itself is too bad, or the drop is
+    real (above the budget, and above zero at 95 %). accepted: the drop's upper bound is inside the budget, or
+    the artifact is float, its parity is proven and no drop is real. unproven: a quantized artifact whose
+    sample is too small to tell, or that was not measured.
+    """
+    against = [
+        *_parity_faults(parity, limits.precision[precision], limits.data),
+        *_calibration_faults(calibration_fit, limits.data.calibration_shift),
+        *_source_faults(metric, policy),
+    ]
+    verdict, why = ("refused", against) if against else _weigh(precision, metric, policy, limits)
+    if verdict == "unproven" and policy.strict:
+        verdict, why = "refused", [*why, "--strict refuses what is unproven"]
+    return GateResult(
+        verdict=verdict,  # type: ignore[arg-type]
+        reasons=tuple(why),
+        parity=parity,
+        metric=metric,
+        calibration_fit=tuple(calibration_fit),
+    )
+
+
+def _parity_faults(parity: ParityEvidence, limit: PrecisionLimits, data: DataLimits) -> list[str]:
+    if not parity.finite:
+        return ["an output is not finite, or has not the source's shape"]
+    faults = []
+    if parity.constant:
+        faults.append("an output is the same whatever goes in, while the source's varies")
+    if parity.n < data.parity_samples:
+        faults.append(f"parity on {parity.n} samples, at least {data.parity_samples} are needed")
+    for name, got, most in (
+        ("largest error", parity.max_error, limit.max_error),
+        ("95th percentile of the error", parity.p95_error, limit.p95_error),
+        ("error of a batch of two", parity.batch2_error, limit.batch2_error),
+    ):
+        if most is not None and got is not None and not got <= most:
+            faults.append(f"{name} is {got:.3g} of the output's range, limit {most:g}")
+    least = limit.argmax_agreement
+    if least is not None and parity.argmax_agreement is not None and not parity.argmax_agreement >= least:
+        faults.append(f"argmax agrees on {parity.argmax_agreement:.1%} of samples, limit {least:.0%}")
+    return faults
+
+
+def _calibration_faults(fits: Sequence[CalibrationFit], most: float) -> list[str]:
+    faults = []
+    for fit in fits:
+        (low_c, high_c), (low_e, high_e) = fit.calibration, fit.evaluation
+        width = max(high_c - low_c, high_e - low_e)
+        if max(abs(low_c - low_e), abs(high_c - high_e)) > most * width:
+            faults.append(
+                f"calibration does not fit the evaluation data: input {fit.input!r} spans "
+                f"[{low_c:.3g}, {high_c:.3g}] in calibration and [{low_e:.3g}, {high_e:.3g}] in evaluation; "
+                "is one of them not scaled?"
+            )
+    return faults
+
+
+def _source_faults(metric: MetricEvidence | None, policy: Policy) -> list[str]:
+    if policy.min_metric is None or metric is None:
+        return []
+    fine = (
+        metric.source <= policy.min_metric if metric.name in _ERRORS else metric.source >= policy.min_metric
+    )
+    if fine:
+        return []
+    return [f"the source itself has {metric.name} {metric.source:.4g}, --min-metric is {policy.min_metric:g}"]
+
+
+def _weigh(
+    precision: str, metric: MetricEvidence | None, policy: Policy, limits: Limits
+) -> tuple[str, list[str]]:
+    budget, floats = policy.max_drop_pp, precision in ("fp32", "fp16")
+    if metric is None:
+        if floats:
+            return "accepted", ["parity holds; accuracy not measured"]
+        return "unproven", ["quantized and accuracy not measured: give --eval with labels"]
+    said = f"{metric.name} drops {metric.drop_pp:+.2f} pp, at most {metric.bound_pp:.2f} pp at 95 %"
+    enough = metric.name in ("top1", "top5") or metric.n >= limits.data.bootstrap_samples
+    if metric.bound_pp <= budget and enough:
+        return "accepted", [f"{said} (n = {metric.n}, budget {budget:g})"]
+    if metric.drop_pp > budget and metric.low_pp > 0.0:
+        return "refused", [f"{said}; the drop is real (n = {metric.n}, budget {budget:g})"]
+    if floats:
+        return "accepted", [f"parity holds; {said} (n = {metric.n})"]
+    needed = (
+        f"about {metric.needed_n} samples would decide"
+        if metric.needed_n
+        else "no larger sample will help while the drop stays"
+    )
+    return "unproven", [f"{said}; {metric.n} samples are too few for a budget of {budget:g} pp, {needed}"]

@@ -1,0 +1,138 @@
+"""What to make for a target: artifacts, recipes and what is skipped, from the profile. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgekit.converters import Converter
+from edgekit.devices import FORMATS, PRECISIONS, DeviceProfile, RuntimePreference
+from edgekit.errors import ConversionError, UsageError
+from edgekit.manifest import Option, Recipe
+from edgekit.routes import Route, find_routes
+
+__all__ = ["Wanted", "preference_for", "recipe_for", "wanted_artifacts"]
+
+#: Opset and IR version where a profile names none: read by every runtime of the last three years.
+_OPSET, _IR = 17, 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One artifact to make: its routes, shortest first, or the reason why it is skipped."""
+
+    format: str
+    precision: str
+    by_name: bool
+    routes: Sequence[Route] = ()
+    skipped: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return `format-precision`."""
+        return f"{self.format}-{self.precision}"
+
+
+def preference_for(profile: DeviceProfile, format_: str) -> RuntimePreference:
+    """Return the profile's first runtime made for `format_`, or that runtime at its defaults."""
+    for preference in profile.runtimes:
+        if FORMATS[preference.runtime][0] == format_:
+            return preference
+    fallback = next(name for name, formats in FORMATS.items() if formats[0] == format_)
+    return RuntimePreference(runtime=fallback, precisions=("fp32",))
+
+
+def wanted_artifacts(
+    profile: DeviceProfile,
+    kind: str,
+    table: Mapping[str, Converter],
+    *,
+    formats: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    calibrated: bool,
+) -> list[Wanted]:
+    """Return what to make for `profile` from a source of `kind`.
+
+    Args:
+        profile: The target.
+        kind: The source's kind.
+        table: Converters by name.
+        formats: Asked for; empty for those of the target's runtimes.
+        precisions: Asked for; empty for fp32 plus those the profile lists for each runtime.
+        calibrated: Whether there is calibration data, without which no static int8 is made.
+
+    Raises:
+        UsageError: An unknown format or precision, or `int8` by name without calibration data.
+        ConversionError: An artifact asked for by name has no route.
+    """
+    _check_known("format", formats, [formats[0] for name, formats in FORMATS.items() if name != "null"])
+    _check_known("precision", precisions, PRECISIONS)
+    if "int8" in precisions and not calibrated:
+        raise UsageError(
+            "static int8 needs calibration data", hint="Give --calibration with about 200 typical inputs."
+        )
+    wanted = []
+    for format_ in formats or profile.formats():
+        chosen = precisions or profile.precisions(format_)
+        wanted += [
+            _want(table, kind, format_, p, calibrated=calibrated, by_name=bool(precisions)) for p in chosen
+        ]
+    return wanted
+
+
+def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for value in asked:
+        if value not in known:
+            raise UsageError(f"unknown {what} {value!r}", expected="one of " + ", ".join(known))
+
+
+def _want(
+    table: Mapping[str, Converter],
+    kind: str,
+    format_: str,
+    precision: str,
+    *,
+    calibrated: bool,
+    by_name: bool,
+) -> Wanted:
+    routes = find_routes(table, kind, format_, precision)
+    skipped = ""
+    if not routes:
+        skipped = f"no route from {kind} to {format_}-{precision}"
+        if by_name:
+            raise ConversionError(skipped, hint="`edgekit check` lists what can be made.")
+    elif precision == "int8" and not calibrated:
+        skipped = "static int8 needs --calibration"
+    return Wanted(format_, precision, by_name, routes, skipped)
+
+
+def recipe_for(profile: DeviceProfile, route: Route, format_: str, precision: str, samples: int) -> Recipe:
+    """Return the recipe of one step's artifact, with the options that the target's kernels need."""
+    calibrated = precision in ("int8", "int16x8")
+    return Recipe(
+        route=route,
+        precision=precision,
+        calibration="minmax" if calibrated else "",
+        calibration_samples=samples if calibrated else 0,
+        options=_options(profile, format_, precision),
+    )
+
+
+def _options(profile: DeviceProfile, format_: str, precision: str) -> dict[str, Option]:
+    if format_ == "onnx" and precision == "fp32":
+        return {"opset": min(_OPSET, profile.max_opset or _OPSET), "ir": min(_IR, profile.max_ir or _IR)}
+    if format_ == "onnx" and precision == "int8":
+        policy = profile.int8
+        return {
+            "activation": policy.activation,
+            "symmetric_activations": policy.symmetric_activations,
+            "reduce_range": policy.reduce_range,
+            "per_channel": True,
+        }
+    if format_ == "openvino":
+        options: dict[str, Option] = {"static": profile.static_shapes}
+        if precision == "int8":
+            providers = preference_for(profile, "openvino").providers
+            options |= {"device": "NPU" if "NPU" in providers else "CPU", "fast_bias_correction": True}
+        return options
+    return {}

@@ -1,0 +1,123 @@
+"""The inputs on which source and artifacts are compared: for parity, and for the golden set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.golden import GoldenSet, choose_golden
+from edgekit.tensors import TensorSpec, sample_shape
+
+if TYPE_CHECKING:
+    from edgekit.data import Dataset
+    from edgekit.gate import DataLimits
+
+__all__ = ["Samples", "gather_samples", "synthetic_inputs"]
+
+Arrays = dict[str, np.ndarray]
+
+_GOLDEN_CANDIDATES = 128
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs for parity, and where the golden set comes from.
+
+    Attributes:
+        parity: Arrays [N, …] by canonical name; the first `real` of them are the user's data.
+        origin: `real` where any of the user's data is among them, else `synthetic`.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    parity: Arrays
+    real: int
+    evaluation: Dataset | None
+    seed: int
+
+    @property
+    def origin(self) -> str:
+        """Tell whether the user gave data."""
+        return "real" if self.real else "synthetic"
+
+    def choose_golden(
+        self,
+        wanted: str,
+        task: str,
+        reference: Mapping[str, np.ndarray],
+        evaluated: Mapping[str, np.ndarray] | None,
+        run: Callable[[Arrays], Arrays],
+    ) -> GoldenSet:
+        """Choose the inputs that travel with the bundle, with the source's outputs.
+
+        Args:
+            wanted: `real`, or `synthetic` to ship none of the user's data.
+            task: The model's task.
+            reference: The source's outputs on `parity`.
+            evaluated: The source's outputs on the evaluation data, if there is any.
+            run: Runs the source.
+        """
+        if wanted == "synthetic" or not self.real:
+            inputs = synthetic_inputs(self.specs, _GOLDEN_CANDIDATES, self.seed)
+            return choose_golden(inputs, run(inputs), None, task=task, origin="synthetic", seed=self.seed)
+        if self.evaluation is not None and evaluated is not None:
+            return choose_golden(
+                self.evaluation.inputs,
+                dict(evaluated),
+                self.evaluation.labels,
+                task=task,
+                origin="real",
+                seed=self.seed,
+            )
+        return choose_golden(
+            {name: values[: self.real] for name, values in self.parity.items()},
+            {name: values[: self.real] for name, values in reference.items()},
+            None,
+            task=task,
+            origin="real",
+            seed=self.seed,
+        )
+
+
+def gather_samples(
+    specs: Sequence[TensorSpec],
+    calibration: Dataset | None,
+    evaluation: Dataset | None,
+    limits: DataLimits,
+    seed: int,
+) -> Samples:
+    """Return the parity inputs: evenly spread evaluation data, else calibration data, else seeded noise.
+
+    Data of fewer than `limits.parity_samples` rows is filled up with seeded noise in its own range.
+    """
+    data = evaluation or calibration
+    if data is None:
+        return Samples(tuple(specs), synthetic_inputs(specs, 2 * limits.parity_samples, seed), 0, None, seed)
+    rows = np.unique(np.linspace(0, data.n - 1, min(data.n, limits.parity_most)).astype(np.int64))
+    parity = {name: values[rows] for name, values in data.inputs.items()}
+    missing = limits.parity_samples - len(rows)
+    if missing > 0:
+        noise = synthetic_inputs(specs, missing, seed, like=parity)
+        parity = {name: np.concatenate([values, noise[name]]) for name, values in parity.items()}
+    return Samples(tuple(specs), parity, len(rows), evaluation, seed)
+
+
+def synthetic_inputs(
+    specs: Sequence[TensorSpec], n: int, seed: int, like: Mapping[str, np.ndarray] | None = None
+) -> Arrays:
+    """Return seeded noise: floats uniform in [0, 1), integers 0 or 1, or in the range of `like`."""
+    random = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for spec in specs:
+        shape = (n, *sample_shape(spec)[1:])
+        kind = np.dtype(spec.dtype if spec.dtype != "bytes" else "O").kind
+        low, high = (
+            (0.0, 1.0) if like is None else (float(like[spec.name].min()), float(like[spec.name].max()))
+        )
+        if kind == "f":
+            arrays[spec.name] = (low + (high - low) * random.random(shape)).astype(spec.dtype)
+        else:
+            arrays[spec.name] = random.integers(int(low), int(high) + 1, shape).astype(spec.dtype)
+    return arrays

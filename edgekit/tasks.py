@@ -1,0 +1,98 @@
+"""What a worker can be asked, and what it answers: one JSON line each."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgekit.converters.base import Converted
+from edgekit.manifest import Option, Recipe
+from edgekit.tensors import TensorSpec
+
+__all__ = ["Answer", "Convert", "Describe", "Described", "RunSource", "Score", "Scored", "Task"]
+
+
+class Describe(msgspec.Struct, frozen=True, tag=True):
+    """Open a source and tell its inputs and outputs."""
+
+    kind: str
+    path: str
+
+
+class RunSource(msgspec.Struct, frozen=True, tag=True):
+    """Run a source in its own framework on `data` (npz by input name); outputs go to `out` (npz)."""
+
+    kind: str
+    path: str
+    data: str
+    out: str
+
+
+class Convert(msgspec.Struct, frozen=True, tag=True):
+    """Run one converter (`module:Class`) for several recipes; answers one `Converted` per recipe."""
+
+    converter: str
+    kind: str
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    recipes: tuple[Recipe, ...]
+    calibration: str | None
+    out: str
+
+
+class Score(msgspec.Struct, frozen=True, tag=True):
+    """Run an artifact one sample at a time, as a device does.
+
+    Attributes:
+        data: npz by canonical input name; outputs go to `out` as an npz by output name.
+        pairs: Run the first two samples as one batch too, into `pair:<name>`.
+        timed_runs: Runs to time on the first sample, after as many to warm up.
+    """
+
+    runtime: str
+    artifact: Converted
+    threads: int
+    extra: dict[str, Option]
+    data: str
+    out: str
+    pairs: bool = False
+    timed_runs: int = 0
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """What scoring saw: median latency in milliseconds (0 when not timed), runtime, placement."""
+
+    p50_ms: float
+    runtime: str
+    placement: dict[str, str]
+    pairs: bool
+
+
+class Described(msgspec.Struct, frozen=True):
+    """A source's specs and the versions of what reads it."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tools: dict[str, str]
+
+
+Task = Describe | RunSource | Convert | Score
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line from a worker: a part of the result, or the end of the task.
+
+    Attributes:
+        part: One result; None on the last line.
+        error: Set on the last line when the task failed.
+        error_code: Exit code of the error's kind.
+        peak_mib: The worker's peak resident memory so far.
+    """
+
+    part: Converted | None = None
+    scored: Scored | None = None
+    described: Described | None = None
+    done: bool = False
+    error: str | None = None
+    error_code: int = 0
+    peak_mib: float = 0.0

@@ -1,0 +1,195 @@
+"""The worker: a child process that imports frameworks, so that the command line never does.
+
+`python -m edgekit.worker FD` reads one task per line from standard input and writes answers to FD. It leaves
+the network before anything heavy is imported, and stops when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgekit.converters.base import Converter, SourceModel
+from edgekit.errors import EdgeKitError
+from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
+from edgekit.tasks import Answer, Convert, Describe, Described, RunSource, Score, Scored, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["main"]
+
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_BATCH = 32
+
+
+def leave_network() -> bool:
+    """Move this process into a network namespace of its own; tell whether the system let us."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() == 0:
+        return bool(libc.unshare(_CLONE_NEWNET) == 0)
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        return False
+    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
+    return True
+
+
+def _stop_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _describe(task: Describe) -> Iterator[Answer]:
+    from edgekit.sources import open_source
+
+    source = open_source(task.kind, Path(task.path))
+    yield Answer(described=Described(source.inputs, source.outputs, source.tools))
+
+
+def _run_source(task: RunSource) -> Iterator[Answer]:
+    import numpy as np
+
+    from edgekit.sources import open_source
+
+    source = open_source(task.kind, Path(task.path))
+    data = _arrays(task.data)
+    n = len(next(iter(data.values())))
+    step = _BATCH if all(spec.shape[:1] == (-1,) for spec in source.inputs) else 1
+    parts = [source.run({k: v[i : i + step] for k, v in data.items()}) for i in range(0, n, step)]
+    np.savez(
+        task.out, **{spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in source.outputs}
+    )
+    yield Answer()
+
+
+def _convert(task: Convert) -> Iterator[Answer]:
+    module, _, attribute = task.converter.partition(":")
+    converter: Converter = getattr(import_module(module), attribute)()
+    source = SourceModel(task.kind, Path(task.path), task.inputs, task.outputs)
+    calibration = _arrays(task.calibration) if task.calibration else None
+    for made in converter.convert(source, task.recipes, calibration, Path(task.out)):
+        yield Answer(part=made, peak_mib=_peak_mib())
+
+
+def _score(task: Score) -> Iterator[Answer]:
+    import numpy as np
+
+    artifact = task.artifact
+    runtime = get_runtime(task.runtime)
+    session = runtime.load(
+        ModelFiles(
+            Path(artifact.path),
+            artifact.inputs,
+            artifact.outputs,
+            artifact.input_names,
+            artifact.output_names,
+        ),
+        SessionOptions(threads=task.threads, extra=task.extra),
+    )
+    data = _arrays(task.data)
+    answers = _one_by_one(session, data)
+    pairs = task.pairs and all(spec.shape[:1] == (-1,) for spec in session.inputs)
+    if pairs:
+        together = session.run({k: v[:2] for k, v in data.items()})
+        answers.update({f"pair:{name}": np.array(value) for name, value in together.items()})
+    p50_ms = _time(session, {k: v[:1] for k, v in data.items()}, task.timed_runs)
+    np.savez(task.out, **answers)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+    placement = dict(session.placement)
+    session.close()
+    yield Answer(scored=Scored(p50_ms, runtime.version(), placement, pairs))
+
+
+def _one_by_one(session: Session, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    rows: dict[str, list[np.ndarray]] = {spec.name: [] for spec in session.outputs}
+    for i in range(len(next(iter(data.values())))):
+        for name, value in session.run({k: v[i : i + 1] for k, v in data.items()}).items():
+            rows[name].append(np.array(value))
+    return {name: np.concatenate(values) for name, values in rows.items()}
+
+
+def _time(session: Session, feed: dict[str, np.ndarray], runs: int) -> float:
+    """Return the median of `runs` runs in milliseconds, after as many to warm up; 0 for no runs."""
+    if not runs:
+        return 0.0
+    for _ in range(runs):
+        session.run(feed)
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter_ns()
+        session.run(feed)
+        times.append(time.perf_counter_ns() - start)
+    return sorted(times)[runs // 2] / 1e6
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+_WORK: dict[type, Callable[..., Iterator[Answer]]] = {
+    Describe: _describe,
+    RunSource: _run_source,
+    Convert: _convert,
+    Score: _score,
+}
+
+
+def _end(error: BaseException | None) -> Answer:
+    if error is None:
+        return Answer(done=True, peak_mib=_peak_mib())
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = error.exit_code if isinstance(error, EdgeKitError) else 1 if full else 3
+    text = str(error) if isinstance(error, EdgeKitError) else f"{type(error).__name__}: {error}"
+    return Answer(done=True, error=text, error_code=code, peak_mib=_peak_mib())
+
+
+def main() -> None:
+    """Work until standard input ends."""
+    leave_network()
+    _stop_with_parent()
+    decoder, encoder = msgspec.json.Decoder(Task), msgspec.json.Encoder()
+    with os.fdopen(int(sys.argv[1]), "wb", buffering=0) as answers:
+        for line in sys.stdin.buffer:
+            task = decoder.decode(line)
+            failure: BaseException | None = None
+            try:
+                for answer in _WORK[type(task)](task):
+                    answers.write(encoder.encode(answer) + b"\n")
+            except Exception as error:  # a framework may raise anything; the row says what
+                import traceback
+
+                traceback.print_exc()
+                failure = error
+            answers.write(encoder.encode(_end(failure)) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
