@@ -1,0 +1,135 @@
+"""Reading `.npy` and `.npz` files that nobody vouches for: no pickles, no more memory than the file justifies."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from edgekit.archive import write_archive
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ArrayFileError", "encode_npz", "read_npy", "read_npz"]
+
+#: Deflate cannot shrink anything further than this (zlib's technical details: 1032 to 1).
+_DEFLATE_RATIO = 1032
+_MOST_MEMBERS = 10_000
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class ArrayFileError(Exception):
+    """The file is not a well-formed array file; the callers say whose fault that is."""
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of an `.npz` by name.
+
+    Raises:
+        ArrayFileError: It is no zip, an array is pickled, or a header claims more than its member holds.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _check_members(members, Path(path).stat().st_size)
+            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise ArrayFileError(f"it is not an .npz, or it is damaged ({error})") from error
+
+
+def _check_members(members: list[zipfile.ZipInfo], total: int) -> None:
+    names = {member.filename for member in members}
+    if len(names) != len(members) or len(members) > _MOST_MEMBERS:
+        raise ArrayFileError("an array comes twice, or there are far too many")
+    if sum(member.compress_size for member in members) > total:
+        raise ArrayFileError("its members overlap")
+    for member in members:
+        ratio = _DEFLATE_RATIO if member.compress_type == zipfile.ZIP_DEFLATED else 1
+        if member.compress_type not in _METHODS or member.file_size > ratio * member.compress_size:
+            raise ArrayFileError(f"{member.filename} claims more bytes than the file can hold")
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    if not member.filename.endswith(".npy"):
+        raise ArrayFileError(f"{member.filename} is not an array")
+    with archive.open(member) as stream:
+        return _read_array(stream, member.file_size, member.filename.removesuffix(".npy"))
+
+
+def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the array of an `.npy`.
+
+    Raises:
+        ArrayFileError: It is no `.npy`, it is pickled, or its header claims more than the file holds.
+    """
+    with Path(path).open("rb") as stream:
+        return _read_array(stream, os.fstat(stream.fileno()).st_size, Path(path).name)
+
+
+def _read_array(stream: IO[bytes], size: int, name: str) -> np.ndarray:
+    """Read one array; `size` is how many bytes the stream has, header included."""
+    import numpy as np
+
+    shape, fortran, dtype = _read_header(stream, name)
+    count = 1
+    for length in shape:
+        count *= length
+    claimed = count * dtype.itemsize
+    left = size - stream.tell()
+    if claimed != left:
+        raise ArrayFileError(f"array {name!r} claims {claimed} bytes, the file holds {left}")
+    array = np.empty(shape[::-1] if fortran else shape, dtype)
+    if claimed:
+        _fill(stream, array.reshape(-1).view(np.uint8).data, name)
+    return array.transpose() if fortran else array
+
+
+def _read_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    from numpy.lib import format as npy
+
+    try:
+        version = npy.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ArrayFileError(f"array {name!r} has the unknown format {version}")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ArrayFileError(f"{name!r} is not an array ({error})") from error
+    if dtype.hasobject or dtype.names or dtype.subdtype or dtype.kind not in "biufUS" or not dtype.itemsize:
+        raise ArrayFileError(
+            f"array {name!r} has the dtype {dtype}, expected numbers or text, never pickled objects"
+        )
+    if any(length < 0 for length in shape):
+        raise ArrayFileError(f"array {name!r} has the shape {shape}")
+    return shape, fortran, dtype
+
+
+def _fill(stream: IO[bytes], view: memoryview, name: str) -> None:
+    position = 0
+    while position < len(view):
+        chunk = stream.read(min(1 << 20, len(view) - position))
+        if not chunk:
+            raise ArrayFileError(f"array {name!r} is cut short")
+        view[position : position + len(chunk)] = chunk
+        position += len(chunk)
+
+
+def encode_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return an uncompressed `.npz` whose bytes depend on nothing but the arrays."""
+    import numpy as np
+
+    members = {}
+    for name, array in arrays.items():
+        stream = io.BytesIO()
+        np.lib.format.write_array(
+            stream, np.ascontiguousarray(array).reshape(array.shape), (1, 0), allow_pickle=False
+        )
+        members[name + ".npy"] = stream.getvalue()
+    out = io.BytesIO()
+    write_archive(out, members, lambda name: (members[name],))
+    return out.getvalue()
