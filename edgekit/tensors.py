@@ -63,10 +63,20 @@ def check_feed(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> N
     Raises:
         UsageError: Naming the first tensor that does not fit, what it is and what it should be.
     """
+    import numpy as np
+
     for spec in specs:
         array = feed.get(spec.name)
         if array is None:
             raise UsageError(f"input {spec.name!r} is missing", got=sorted(feed), expected=describe(specs))
+        if not isinstance(array, np.ndarray):
+            raise UsageError(
+                f"input {spec.name!r} is not an array", got=type(array).__name__, expected="a numpy array"
+            )
+        if not array.dtype.isnative:
+            raise UsageError(
+                f"input {spec.name!r} has the other byte order", got=array.dtype.str, expected=spec.dtype
+            )
         if array.dtype.name != spec.dtype and not (spec.dtype == "bytes" and array.dtype.kind in "OS"):
             raise UsageError(
                 f"input {spec.name!r} has the wrong dtype", got=array.dtype.name, expected=spec.dtype

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgekit.errors import EdgeKitError, InvalidFileError, MachineError, UnavailableError
 from edgekit.tensors import TensorSpec, check_feed
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ModelFiles", "Runtime", "Session", "SessionOptions"]
+__all__ = ["ModelFiles", "Runtime", "Session", "SessionOptions", "bind", "load_first", "pick_providers"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,18 @@ class Session(abc.ABC):
     Attributes:
         inputs: What `run` takes.
         outputs: What `run` returns.
-        placement: What really runs where, such as `{"CPUExecutionProvider": "all nodes"}`.
+        placement: What really runs where, such as `{"CPUExecutionProvider": "8 of 8 nodes"}`.
+        fresh_outputs: Whether `run` returns new arrays each time, which a caller may keep without copying.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     placement: Mapping[str, str]
+    fresh_outputs: ClassVar[bool] = False
+
+    # Name, dtype and shape of every array of the last feed that was admitted. Most feeds look like the one
+    # before; comparing with it costs a tenth of reading the specs again.
+    _admitted: tuple[tuple[str, Any, tuple[int, ...]], ...] = ()
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Check the feed, then run the model once.
@@ -80,9 +87,41 @@ class Session(abc.ABC):
 
         Raises:
             UsageError: A name, shape or dtype is wrong; native code has not been called.
+            MachineError: The native library failed.
         """
+        admitted = self._admitted
+        if not admitted or len(feed) != len(admitted):
+            self._admit(feed)
+        else:
+            try:
+                for name, dtype, shape in admitted:
+                    array = feed[name]
+                    if array.dtype is not dtype or array.shape != shape:
+                        self._admit(feed)
+                        break
+            except (KeyError, AttributeError):
+                self._admit(feed)
+        try:
+            return self._run(feed)
+        except EdgeKitError:
+            raise
+        except Exception as error:
+            raise MachineError(f"{type(self).__name__} failed while it ran the model: {error}") from error
+
+    def _admit(self, feed: Mapping[str, np.ndarray]) -> None:
+        """Check a feed that does not look like the last one, and prepare for its shapes."""
         check_feed(self.inputs, feed)
-        return self._run(feed)
+        before, self._admitted = self._admitted, ()
+        shapes = {spec.name: feed[spec.name].shape for spec in self.inputs}
+        if shapes != {name: shape for name, _, shape in before}:
+            self._reshape(shapes)
+        self._admitted = tuple((spec.name, feed[spec.name].dtype, shapes[spec.name]) for spec in self.inputs)
+
+    def _reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027  most need nothing
+        """Prepare for inputs of other shapes than the last; called once, before the first such run.
+
+        A runtime that needs this overrides it. After a failure it is called again before the next run.
+        """
 
     @abc.abstractmethod
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -130,3 +169,84 @@ class Runtime(abc.ABC):
             UnavailableError: The runtime, or the first provider asked for, is not available here.
             InvalidFileError: The runtime cannot read the file.
         """
+
+
+def pick_providers(
+    runtime: str, wanted: Sequence[str], available: Collection[str], *, allow_fallback: bool
+) -> tuple[str, ...]:
+    """Return the providers to use, in order: those wanted that are available.
+
+    Args:
+        runtime: The runtime's name, for the message.
+        wanted: Providers in order of preference.
+        available: Providers that are here.
+        allow_fallback: Whether a later one will do when the first is absent.
+
+    Raises:
+        UnavailableError: The first is absent and nothing later may do, or none is here.
+    """
+    present = tuple(name for name in wanted if name in available)
+    if present and (present[0] == wanted[0] or allow_fallback):
+        return present
+    hint = "Install what it needs" + (", or give --allow-fallback." if present else ".")
+    raise UnavailableError(
+        f"{wanted[0]} is not available to {runtime} here",
+        got=", ".join(available) or "nothing",
+        expected=" or ".join(wanted) if allow_fallback else wanted[0],
+        hint=hint,
+    )
+
+
+def load_first(
+    providers: Sequence[str], load: Callable[[Sequence[str]], Session], *, allow_fallback: bool
+) -> Session:
+    """Return what `load` makes of the providers; where the first one fails and may, of those after it.
+
+    Raises:
+        UnavailableError: The first failed and nothing later may do, or the last failed too.
+    """
+    try:
+        return load(providers)
+    except UnavailableError:
+        if not allow_fallback or len(providers) == 1:
+            raise
+    return load_first(providers[1:], load, allow_fallback=allow_fallback)
+
+
+def bind(
+    specs: Sequence[TensorSpec],
+    renamed: Mapping[str, str],
+    known: Mapping[str, str],
+    files: ModelFiles,
+    *,
+    count: int | None = None,
+) -> tuple[tuple[str, str], ...]:
+    """Return (canonical name, own name) of every tensor of `specs`.
+
+    Args:
+        specs: The tensors under their canonical names.
+        renamed: Canonical name to the artifact's own name, where they differ.
+        known: The artifact's tensors: own name to dtype.
+        files: The artifact, for the message.
+        count: How many tensors `specs` must name; None where some may be left out.
+
+    Raises:
+        InvalidFileError: The artifact is not what the manifest says.
+    """
+    pairs = tuple((spec.name, renamed.get(spec.name, spec.name)) for spec in specs)
+    for spec, (_, own) in zip(specs, pairs, strict=True):
+        if own not in known:
+            raise InvalidFileError(f"{files.path} has no tensor {own!r}", got=", ".join(known))
+        if known[own] != spec.dtype:
+            raise InvalidFileError(
+                f"{files.path}: tensor {own!r} has another dtype than the manifest says",
+                got=known[own],
+                expected=spec.dtype,
+            )
+    if count not in (None, len(pairs)):
+        raise InvalidFileError(
+            f"{files.path} has other inputs than the manifest says",
+            got=", ".join(known),
+            expected=", ".join(own for _, own in pairs),
+        )
+    return pairs
