@@ -92,6 +92,7 @@ class RuntimePreference:
         providers: Execution providers or devices in order of preference; empty for the CPU.
         threads: Intra-op threads, 0 for the runtime's own choice.
         options: Further options of the runtime.
+        precision_options: Precision to the options that it needs besides, such as a builder's flag.
     """
 
     runtime: str
@@ -99,6 +100,11 @@ class RuntimePreference:
     providers: tuple[str, ...] = ()
     threads: int = 0
     options: Mapping[str, Option] = field(default_factory=dict)
+    precision_options: Mapping[str, Mapping[str, Option]] = field(default_factory=dict)
+
+    def options_for(self, precision: str) -> dict[str, Option]:
+        """Return the options for an artifact of one precision."""
+        return {**self.options, **self.precision_options.get(precision, {})}
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,7 @@ class _RuntimeTable(msgspec.Struct, forbid_unknown_fields=True):
     providers: tuple[str, ...] = ()
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     options: dict[str, Option] = {}
+    precision_options: dict[Precision, dict[str, Option]] = {}
 
 
 class _Int8Table(msgspec.Struct, forbid_unknown_fields=True):

@@ -145,6 +145,12 @@ class _Candidate:
     artifact: str
     verdict: str
 
+    def is_first_choice(self, precision: str) -> bool:
+        """Tell whether this is its preference's first provider and first precision."""
+        return (
+            self.providers[:1] == self.preference.providers[:1] and precision == self.preference.precisions[0]
+        )
+
 
 @dataclass
 class _Walk:
@@ -203,7 +209,7 @@ class _Walk:
         wanted = preference.providers or ("",)
         there = wanted
         if self.installed is not None and preference.providers:
-            there = tuple(each for each in wanted if each in self.installed[preference.runtime].providers)
+            there = _present(wanted, self.installed[preference.runtime].providers)
         for provider in wanted:
             if provider not in there:
                 self._step_down(preference, f"{preference.runtime} has no {provider} here", None)
@@ -255,17 +261,17 @@ class _Walk:
         if artifact.isa and artifact.isa != here:
             self.say(f"{candidate.artifact} was judged on {artifact.isa}; {self.profile.id} is {here}")
         where = f" on {candidate.providers[0]}" if candidate.providers else ""
-        whose = "asked for by hand" if preference not in self.profile.runtimes else "best of what is left"
-        if not self.absent and preference == self.profile.runtimes[0]:
-            whose = f"what {self.profile.id} prefers"
-        self.say(f"{candidate.artifact} ({candidate.verdict}) in {preference.runtime}{where}: {whose}")
+        rank = "the best of what is left"
+        if preference == self.profile.runtimes[0] and candidate.is_first_choice(artifact.precision):
+            rank = f"what {self.profile.id} prefers"
+        self.say(f"{candidate.artifact} ({candidate.verdict}) in {preference.runtime}{where}: {rank}")
         return Plan(
             device=self.profile.id,
             artifact=candidate.artifact,
             runtime=preference.runtime,
             providers=candidate.providers,
             threads=preference.threads,
-            options=dict(preference.options),
+            options=preference.options_for(artifact.precision),
             reasons=tuple(self.reasons),
         )
 
@@ -285,6 +291,13 @@ class _Walk:
             got=", ".join(self.artifacts) or "no artifact",
             hint=f"Convert again with --target {self.profile.id}.",
         )
+
+
+def _present(wanted: tuple[str, ...], available: Collection[str]) -> tuple[str, ...]:
+    """Return the providers wanted that are there; OpenVINO calls the first of several NPUs `NPU.0`."""
+    return tuple(
+        name for name in wanted if any(each == name or each.startswith(f"{name}.") for each in available)
+    )
 
 
 def _rank(artifact: Artifact, formats: tuple[str, ...], order: tuple[str, ...]) -> tuple[int, int]:

@@ -227,9 +227,11 @@ def _bits(base: Path) -> int | None:
 
 def _isa(arch: str, cpuinfo: str) -> tuple[str, ...]:
     """Return the CPU features. An emulator may show the host's /proc/cpuinfo: its words then match none."""
-    words = _field(cpuinfo, "flags" if arch == "x86-64" else "Features").split()
+    name = "flags" if arch == "x86-64" else "Features"
+    cores = [set(line.split()) for line in re.findall(rf"^{name}[ \t]*:(.*)$", cpuinfo, re.MULTILINE)]
+    words = set.intersection(*cores) if cores else set()  # a kernel may run on any of the cores
     table = _FEATURES.get(arch, _FEATURES["aarch64"])
-    present = {table[word] for word in words if word in table}
+    present = {table[word] for word in words & table.keys()}
     if arch == "aarch64":
         present.add("neon")  # part of the base architecture
     return tuple(feature for feature in dict.fromkeys(table.values()) if feature in present)
@@ -283,8 +285,9 @@ def recognise(signals: Signals, profiles: Collection[DeviceProfile]) -> Detectio
         reasons += [f"{best.id}: {each}" for each in seen]
     else:
         best = _generic(signals, profiles)
+        board = f" (model {signals.model!r})" if signals.model else ""
         reasons.append(
-            f"{best.id}: no known board or accelerator was recognised on this {signals.arch} system"
+            f"{best.id}: no known board or accelerator recognised on this {signals.arch} system{board}"
         )
     return Detection(
         profile_id=best.id,
