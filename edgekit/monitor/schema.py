@@ -90,8 +90,10 @@ class WindowReport(msgspec.Struct, frozen=True):
         calls: Calls of the runtime.
         errors: Inferences that failed in the runtime.
         unsampled: Inferences counted in n and latency whose statistics were not kept (the ring was full).
-        confidence: Counts per reference confidence bin.
+        confidence: Counts per reference confidence bin; the first is below, the last above all that the
+            reference saw.
         classes: Counts per predicted class.
+        nonfinite: Inferences whose output held NaN or infinity; they are in n, not in the bins or classes.
         lost_windows: Windows dropped by the outbox's quota or a crash before this one, cumulative.
     """
 
@@ -117,5 +119,6 @@ class WindowReport(msgspec.Struct, frozen=True):
     events: tuple[Event, ...] = ()
     temperature_c: float | None = None
     throttled: bool = False
+    nonfinite: int = 0
     lost_windows: int = 0
     schema: int = SCHEMA
