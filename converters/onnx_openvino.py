@@ -23,11 +23,15 @@ __all__ = ["OnnxToOpenVino", "save_ir"]
 def save_ir(model: Any, folder: Path, *, half: bool) -> tuple[str, tuple[str, ...]]:
     """Write an OpenVINO model; return the file to open and all files.
 
-    Runtime information that names this run (paths, command lines) is dropped, so that bytes are stable.
+    Nodes are named by position (OpenVINO numbers new ones by a counter of the whole process), and runtime
+    information that names this run (paths, command lines) is dropped, so that bytes are stable.
     """
     import openvino as ov
 
     folder.mkdir()
+    for i, node in enumerate(model.get_ordered_ops()):
+        if node.get_type_name() not in ("Parameter", "Result"):
+            node.set_friendly_name(f"{node.get_type_name()}_{i}")
     for key in ("conversion_parameters", "Runtime_version", "nncf"):
         if model.has_rt_info([key]):
             model.set_rt_info("", [key])
