@@ -58,14 +58,16 @@ class KerasToOnnx(Converter):
         specs = signature.structured_input_signature[1]
         names = [spec.name for spec in source.inputs]
 
-        @tf.function(input_signature=[tf.TensorSpec(specs[n].shape, specs[n].dtype, name=n) for n in names])
         def forward(*tensors: Any) -> list[Any]:
             answers = signature(**dict(zip(names, tensors, strict=True)))
             return [answers[spec.name] for spec in source.outputs]
 
+        takes = [tf.TensorSpec(specs[n].shape, specs[n].dtype, name=n) for n in names]
         try:
             model, _ = tf2onnx.convert.from_function(
-                forward, input_signature=forward.input_signature, opset=int(recipe.options["opset"])
+                tf.function(forward, input_signature=takes),
+                input_signature=takes,
+                opset=int(recipe.options["opset"]),
             )
         except Exception as error:  # tf2onnx raises what its rewriters raise
             raise ConversionError(f"tf2onnx cannot make onnx-fp32: {str(error)[:300]}") from error

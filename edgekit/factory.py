@@ -154,23 +154,23 @@ class Factory:
         return {name: done[recipe.route, recipe.precision].result() for name, recipe in recipes.items()}
 
     def _run_step(self, step: _Step, origin: Converted, kind: str, stored: str | None) -> dict[str, Result]:
-        """Run one converter for all its recipes; after a death, each unfinished one once more on its own."""
+        """Run one converter for all its recipes.
+
+        One that fails leaves its error and the rest go on; after a death of the worker, each unfinished one
+        is tried once more on its own.
+        """
         results: dict[str, Result] = {}
-        try:
-            self._run_recipes(step, list(step.recipes), origin, kind, stored, results)
-        except WorkerDiedError as death:
-            for precision in [p for p in step.recipes if p not in results]:
-                try:
-                    self._run_recipes(step, [precision], origin, kind, stored, results)
-                except EdgeKitError as error:
-                    results[precision] = error if isinstance(error, WorkerDiedError) else death
-        except EdgeKitError as error:
-            failed = next(p for p in step.recipes if p not in results)
-            results[failed] = error
-            rest = {p: r for p, r in step.recipes.items() if p not in results}
-            if rest:
-                again = _Step(step.converter, step.parent, rest)
-                results.update(self._run_step(again, origin, kind, stored))
+        waiting = list(step.recipes)
+        alone = False
+        while waiting:
+            batch = waiting[:1] if alone else waiting
+            try:
+                self._run_recipes(step, batch, origin, kind, stored, results)
+            except EdgeKitError as error:
+                if alone or not isinstance(error, WorkerDiedError):
+                    results[next(p for p in batch if p not in results)] = error
+                alone = alone or isinstance(error, WorkerDiedError)
+            waiting = [p for p in waiting if p not in results]
         return results
 
     def _run_recipes(

@@ -149,7 +149,7 @@ class Worker:
 
     def _environment(self, home: Path) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith("EDGEKIT_")}
-        paths = [os.path.abspath(p) for p in kept.get("PYTHONPATH", "").split(os.pathsep) if p]
+        paths = [str(Path(p).resolve()) for p in kept.get("PYTHONPATH", "").split(os.pathsep) if p]
         return {
             **kept,
             "PYTHONPATH": os.pathsep.join(paths),

@@ -82,7 +82,7 @@ def _identify_keras(path: Path) -> str:
             hint="Save the model with model.save('model.keras').",
         ) from error
     if missing:
-        raise InvalidFileError(f"{path.name} is not a Keras 3 file: {sorted(missing)[0]} is missing in it")
+        raise InvalidFileError(f"{path.name} is not a Keras 3 file: {min(missing)} is missing in it")
     return "keras"
 
 

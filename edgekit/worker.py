@@ -183,7 +183,7 @@ def main() -> None:
             try:
                 for answer in _WORK[type(task)](task):
                     answers.write(encoder.encode(answer) + b"\n")
-            except Exception as error:  # a framework may raise anything; the row says what
+            except Exception as error:  # noqa: BLE001  # a framework may raise anything; the row says what
                 import traceback
 
                 traceback.print_exc()
