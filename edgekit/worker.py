@@ -76,9 +76,8 @@ def _run_source(task: RunSource) -> Iterator[Answer]:
     n = len(next(iter(data.values())))
     step = _BATCH if all(spec.shape[:1] == (-1,) for spec in source.inputs) else 1
     parts = [source.run({k: v[i : i + step] for k, v in data.items()}) for i in range(0, n, step)]
-    np.savez(
-        task.out, **{spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in source.outputs}
-    )
+    outputs = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in source.outputs}
+    np.savez(task.out, **outputs)  # type: ignore[arg-type]  # numpy's stub takes the names for options
     yield Answer()
 
 
