@@ -10,7 +10,7 @@ from pathlib import Path
 from edgekit.devices import DeviceProfile, load_profile
 from edgekit.factory import Factory
 from edgekit.process import WorkerLimits
-from edgekit.recipes import preference_for, wanted_artifacts
+from edgekit.recipes import onnx_versions, preference_for, wanted_artifacts
 from edgekit.routes import Route, converters
 from edgekit.sources import identify
 from edgekit.tasks import Described

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import msgspec
 from edgekit import __version__
 from edgekit.assembly import Assembly, assemble
 from edgekit.converters import Converted
-from edgekit.data import Dataset, read_data
+from edgekit.data import Dataset, class_labels, read_data
 from edgekit.detect import host_isa
 from edgekit.devices import DeviceProfile, load_profile
 from edgekit.errors import (
@@ -33,7 +33,7 @@ from edgekit.errors import (
 from edgekit.factory import Factory
 from edgekit.gate import Policy, compare_ranges, judge, load_limits, measure_metric, measure_parity
 from edgekit.manifest import Artifact, GateResult, Plan, Recipe, SourceInfo
-from edgekit.metrics import METRICS, Metric, default_metric
+from edgekit.metrics import Metric, get_metric
 from edgekit.process import WorkerLimits
 from edgekit.recipes import Wanted, preference_for, recipe_for, wanted_artifacts
 from edgekit.report import write_report
@@ -230,6 +230,7 @@ class _Conversion:
             label_column=request.label_column if labels or _has_columns(path) else None,
             need_labels=labels,
             what=what,
+            class_names=request.labels,
         )
 
     def _say_what_was_not_measured(self) -> None:
@@ -279,14 +280,17 @@ class _Conversion:
     def _metric(self) -> Metric | None:
         name = self.request.metric
         if self.evaluation is None:
-            if name is not None:
-                raise UsageError("--metric needs labelled data", hint="Give --eval.")
-            if self.request.policy.min_metric is not None:
-                raise UsageError("--min-metric needs labelled data", hint="Give --eval.")
+            for option, given in (("--metric", name), ("--min-metric", self.request.policy.min_metric)):
+                if given is not None:
+                    raise UsageError(f"{option} needs labelled data", hint="Give --eval.")
             return None
-        if name is not None and name not in METRICS:
-            raise UsageError(f"unknown metric {name!r}", expected="one of " + ", ".join(METRICS))
-        return METRICS[name or default_metric(self.task)]
+        metric = get_metric(name, self.task)
+        if self.task == "classification":
+            assert self.evaluation.labels is not None
+            classes = next(iter(self.reference.values())).shape[-1]
+            labels = class_labels(self.evaluation.labels, classes)
+            self.evaluation = replace(self.evaluation, labels=labels)
+        return metric
 
     def _make_and_judge(self, wanted: Sequence[Wanted]) -> None:
         """Try each artifact's routes, shortest first: the next where one fails or is refused."""

@@ -11,9 +11,9 @@ from edgekit.errors import ConversionError, UsageError
 from edgekit.manifest import Option, Recipe
 from edgekit.routes import Route, find_routes
 
-__all__ = ["Wanted", "preference_for", "recipe_for", "wanted_artifacts"]
+__all__ = ["Wanted", "onnx_versions", "preference_for", "recipe_for", "wanted_artifacts"]
 
-#: Opset and IR version where a profile names none: read by every runtime of the last three years.
+#: Highest opset and IR version that EdgeKit writes: read by every runtime of the last three years.
 _OPSET, _IR = 17, 8
 
 
@@ -118,9 +118,15 @@ def recipe_for(profile: DeviceProfile, route: Route, format_: str, precision: st
     )
 
 
+def onnx_versions(profile: DeviceProfile) -> tuple[int, int]:
+    """Return the ONNX opset and IR version to write, as the target's oldest supported runtime reads them."""
+    return min(_OPSET, profile.max_opset), min(_IR, profile.max_ir)
+
+
 def _options(profile: DeviceProfile, format_: str, precision: str) -> dict[str, Option]:
     if format_ == "onnx" and precision == "fp32":
-        return {"opset": min(_OPSET, profile.max_opset or _OPSET), "ir": min(_IR, profile.max_ir or _IR)}
+        opset, ir = onnx_versions(profile)
+        return {"opset": opset, "ir": ir}
     if format_ == "onnx" and precision == "int8":
         policy = profile.int8
         return {
