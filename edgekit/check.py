@@ -95,9 +95,8 @@ def _shape_faults(source: Described, profile: DeviceProfile) -> list[str]:
 
 
 def _notes(source: Described, profile: DeviceProfile) -> tuple[str, ...]:
-    notes = [
-        f"ONNX would be written at opset {min(17, profile.max_opset)} or below, as {profile.id} reads it"
-    ]
+    opset, ir = onnx_versions(profile)
+    notes = [f"ONNX is written at opset {opset} at most, IR version {ir}: {profile.id} reads them"]
     if profile.static_shapes and any(spec.shape[:1] == (-1,) for spec in source.inputs):
         notes.append(f"the batch would be fixed at 1: {profile.id} takes fixed shapes only")
     if profile.install == "export-only":
