@@ -2,7 +2,7 @@
 
 A profile says what a device is and what suits it; decisions about it are made elsewhere, on this data. A
 family (`jetson`) is a profile too: what is safe on every member. `extends` names the parent: tables are
-merged key by key, everything else is replaced.
+merged key by key, notes add up, everything else is replaced.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int16x8")
 #: in 16 bits (Intel SDM, VPMADDUBSW) unless the weights keep to 7 bits.
 DOT_PRODUCT_X86 = ("avx-vnni", "avx512-vnni", "amx-int8")
 
-#: Keys that speak of one file only, never of what extends it.
-_OWN_KEYS = ("extends", "match", "verified", "notes")
+#: Keys that speak of one file only, never of what extends it. (Notes add up instead.)
+_OWN_KEYS = ("extends", "match", "verified")
 
 Precision = Literal["fp32", "fp16", "int8-dynamic", "int8", "int16x8"]
 Feature = Literal[
@@ -353,6 +353,8 @@ def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any
         inherited = merged.get(key)
         both = isinstance(value, dict) and isinstance(inherited, dict)
         merged[key] = _merge(inherited, value) if both and isinstance(inherited, dict) else value
+    if isinstance(parent.get("notes"), list) and isinstance(child.get("notes"), list):
+        merged["notes"] = [*child["notes"], *parent["notes"]]
     return merged
 
 

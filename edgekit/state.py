@@ -10,7 +10,7 @@ from typing import IO
 
 from edgekit.errors import MachineError
 
-__all__ = ["StateFolder", "cache_folder", "fsync_folder", "open_state", "write_durably"]
+__all__ = ["StateFolder", "cache_folder", "fsync_folder", "open_state", "state_root", "write_durably"]
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,19 @@ class StateFolder:
 
 
 def open_state(folder: str | os.PathLike[str] | None = None) -> StateFolder:
-    """Return the state folder, made if need be (mode 0700).
+    """Return the state folder of `state_root`, made if need be (mode 0700)."""
+    root = state_root(folder)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return StateFolder(root)
+
+
+def state_root(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return where the state folder is or would be.
 
     The first of: `folder`, `$STATE_DIRECTORY`, `$XDG_STATE_HOME/edgekit`, `~/.local/state/edgekit`.
     """
     chosen = folder or os.environ.get("STATE_DIRECTORY")
-    root = Path(chosen) if chosen else _xdg("XDG_STATE_HOME", ".local/state") / "edgekit"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return StateFolder(root)
+    return Path(chosen) if chosen else _xdg("XDG_STATE_HOME", ".local/state") / "edgekit"
 
 
 def cache_folder() -> Path:

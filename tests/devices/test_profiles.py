@@ -170,10 +170,15 @@ def test_a_child_replaces_values_merges_tables_and_keeps_the_rest(folder: Path) 
     assert profile.lineage == ("parent",)
 
 
+def test_notes_of_the_family_hold_for_the_member(folder: Path) -> None:
+    head = 'extends = "parent"\nname = "Child"\nverified = "fixture"\n'
+    assert child(folder, head).notes == ("of the parent",)
+    assert child(folder, head + 'notes = ["own"]\n').notes == ("own", "of the parent")
+
+
 def test_a_child_never_inherits_what_identifies_or_vouches_for_its_parent(folder: Path) -> None:
     profile = child(folder, 'extends = "parent"\nname = "Child"\nverified = "fixture"\n')
     assert profile.match is None
-    assert profile.notes == ()
     with pytest.raises(InvalidFileError, match=r"child\.toml.*`verified`"):
         child(folder, 'extends = "parent"\nname = "Child"\n')
 

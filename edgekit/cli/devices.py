@@ -1,0 +1,109 @@
+"""`edgekit devices`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgekit.devices import DeviceProfile
+
+__all__ = ["devices"]
+
+
+@click.group()
+def devices() -> None:
+    """List, show and detect devices."""
+
+
+@devices.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """List the devices and families that `--target` takes."""
+    from edgekit.cli.output import print_json, print_table
+    from edgekit.devices import load_profile, profile_ids
+
+    profiles = [load_profile(each) for each in profile_ids()]
+    if as_json:
+        print_json([dataclasses.asdict(profile) for profile in profiles])
+        return
+    rows = [
+        (each.id, each.name, each.family if not each.is_family else "", _made(each), each.verified)
+        for each in profiles
+    ]
+    print_table("", ("id", "device", "family", "convert makes", "verified"), rows)
+
+
+def _made(profile: DeviceProfile) -> str:
+    return "; ".join(f"{each} {', '.join(profile.precisions(each))}" for each in profile.formats())
+
+
+@devices.command()
+@click.argument("device")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(device: str, as_json: bool) -> None:
+    """Show one profile: what the device is, and what suits it."""
+    from edgekit.cli.output import print_json
+    from edgekit.devices import load_profile
+
+    profile = load_profile(device)
+    if as_json:
+        print_json(dataclasses.asdict(profile))
+        return
+    for line in _describe(profile):
+        click.echo(line)
+
+
+def _describe(profile: DeviceProfile) -> list[str]:
+    from edgekit.detect import isa_name
+
+    int8 = profile.int8
+    facts = {
+        "family": profile.family,
+        "extends": ", ".join(profile.lineage),
+        "instruction set": isa_name(profile.arch, profile.isa)
+        + (f" ({', '.join(profile.isa)})" if profile.isa else ""),
+        "cores": profile.cores,
+        "clock": f"{profile.clock_mhz} MHz" if profile.clock_mhz else None,
+        "RAM": f"{profile.ram_mib} MiB or more" if profile.ram_mib else None,
+        "accelerators": ", ".join(profile.accelerators),
+        "shapes": "static only" if profile.static_shapes else "any",
+        "ONNX": f"opset {profile.max_opset}, IR {profile.max_ir} at most",
+        "int8": f"{int8.activation} activations{' (symmetric)' if int8.symmetric_activations else ''}, {int8.weights} "
+        f"weights{' of 7 bits' if int8.reduce_range else ''}",
+        "install": profile.install,
+        "verified": profile.verified,
+    }
+    lines = [f"{profile.id}: {profile.name}"]
+    lines += [f"  {name + ':':<17}{value}" for name, value in facts.items() if value]
+    for rank, each in enumerate(profile.runtimes, 1):
+        providers = " -> ".join(each.providers)
+        lines.append(f"  {f'runtime {rank}:':<17}{each.runtime} ({providers}): {', '.join(each.precisions)}")
+    return [*lines, *(f"  note: {note}" for note in profile.notes)]
+
+
+@devices.command()
+@click.option(
+    "--root", default="/", show_default=True, help="Look for /proc, /sys, /etc and /dev under this folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def detect(root: str, as_json: bool) -> None:
+    """Tell which device this is, and why."""
+    from edgekit import detect as detection
+    from edgekit.cli.output import print_json
+    from edgekit.devices import load_profile
+
+    found = detection.detect(root)
+    isa = detection.isa_name(found.arch, found.isa)
+    if as_json:
+        print_json(
+            {"device": found.profile_id, "isa": isa, "reasons": found.reasons, "signals": found.signals}
+        )
+        return
+    click.echo(f"{found.profile_id}: {load_profile(found.profile_id).name}, {isa}")
+    for reason in found.reasons:
+        click.echo(f"  {reason}")
+    for name, value in found.signals.items():
+        click.echo(f"  {name + ':':<17}{value}")
