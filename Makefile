@@ -27,7 +27,7 @@ demo: setup  ## Train, convert, serve, watch, with real output (under 6 minutes 
 
 test: setup  ## Every test but the soak ones
 	EDGEKIT_MAY_LACK=tflite-runtime,torch $(BIN)/python -m pytest -m "not soak"
-	EDGEKIT_MAY_LACK=tflite,onnx,openvino,agent $(TFLITE_BIN)/python -m pytest -m "device and not soak" \
+	EDGEKIT_MAY_LACK=onnx,openvino,agent $(TFLITE_BIN)/python -m pytest -m "device and not soak" \
 		-p no:cacheprovider
 
 check: setup  ## Lint, types, links, package list, documentation
