@@ -1,0 +1,139 @@
+"""`edgekit serve`: the inference daemon on the command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekit.daemon.lane import Lane, Servable
+    from edgekit.daemon.repository import Installed
+    from edgekit.daemon.server import Listening, Offer
+    from edgekit.state import StateFolder
+
+__all__ = ["serve"]
+
+_SIGINT = 2
+_DEFAULT_HTTP = "127.0.0.1:8080"
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, type=click.Path(path_type=Path), metavar="[BUNDLE]...")
+@click.option("--http", default=_DEFAULT_HTTP, show_default=True, metavar="HOST:PORT", help="TCP address; port 0 for any, `off` for no TCP.")  # fmt: skip
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="Unix socket.  [default: $RUNTIME_DIRECTORY/edgekit.sock, where that is set]")  # fmt: skip
+@click.option("--device", metavar="ID", help="Choose for this device profile, not for the detected one.")
+@click.option("--runtime", metavar="R", help="Run in this runtime.")
+@click.option("--allow-fallback", is_flag=True, help="Take the next provider where a forced one is absent.")
+@click.option("--allow-unproven", is_flag=True, help="Allow an artifact that the gate left unproven.")
+@click.option("--window", "window_s", type=click.FloatRange(min=1.0), default=60.0, show_default=True, metavar="S", help="Seconds of one monitor window.")  # fmt: skip
+@click.option("--state-dir", type=click.Path(path_type=Path), help="State folder.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Intra-op threads of the runtime.")
+@click.option("--max-body", type=click.FloatRange(min=0.001), default=64.0, show_default=True, metavar="MIB", help="Largest request body, after decompression.")  # fmt: skip
+@click.option("--max-queue", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Requests that may wait for one model; more are answered 503.")  # fmt: skip
+def serve(
+    bundles: tuple[Path, ...],
+    http: str,
+    socket_path: Path | None,
+    device: str | None,
+    runtime: str | None,
+    allow_fallback: bool,
+    allow_unproven: bool,
+    window_s: float,
+    state_dir: Path | None,
+    threads: int | None,
+    max_body: float,
+    max_queue: int,
+) -> int:
+    """Run the inference daemon.
+
+    Each BUNDLE is installed into the state folder, then served; without one, the newest version of every
+    installed bundle is. The Open Inference Protocol v2 is spoken on TCP and on a Unix socket at once.
+
+    SIGTERM ends it after what is under way (exit 0); Ctrl-C does the same (exit 130).
+    """
+    from edgekit.daemon.inbound import Limits
+    from edgekit.daemon.repository import tidy
+    from edgekit.daemon.server import Daemon, Settings, parse_address
+    from edgekit.state import open_state
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    settings = Settings(
+        http=None if http == "off" else parse_address(http),
+        socket=socket_path or _default_socket(),
+        limits=Limits(body_bytes=int(max_body * (1 << 20))),
+        queue_limit=max_queue,
+    )
+    if settings.http is None and settings.socket is None:
+        raise UsageError("nothing to listen on", hint="Give --socket PATH with --http off.")
+    state = open_state(state_dir)
+    with state.lock("daemon"):
+        tidy(state)
+        offers = _offers(
+            _chosen(bundles, state),
+            state,
+            device=device,
+            runtime=runtime,
+            window_s=window_s,
+            allow_fallback=allow_fallback,
+            allow_unproven=allow_unproven,
+            threads=threads,
+        )
+        stopped_by = Daemon(offers, settings, _announce).run()
+    return 130 if stopped_by == _SIGINT else 0
+
+
+def _default_socket() -> Path | None:
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(folder, "edgekit.sock") if folder else None
+
+
+def _chosen(bundles: Sequence[Path], state: StateFolder) -> list[Installed]:
+    from edgekit.daemon.repository import install, installed
+
+    found = [install(path, state) for path in bundles] or installed(state)
+    if not found:
+        raise UsageError(f"no bundle is installed in {state.root}", hint="Give one: edgekit serve BUNDLE.")
+    names = [bundle.name for bundle in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"two bundles are called {twice[0]!r}", hint="Serve them one at a time.")
+    return found
+
+
+def _offers(found: Sequence[Installed], state: StateFolder, **options: object) -> list[Offer]:
+    from edgekit.daemon.server import Offer
+
+    def offer(bundle: Installed) -> Offer:
+        def load() -> Servable:
+            from edgekit.model import load as load_model
+
+            return load_model(bundle.path, state_dir=state.root, **options)  # type: ignore[arg-type]
+
+        return Offer(bundle.name, load)
+
+    return [offer(bundle) for bundle in found]
+
+
+def _announce(news: Listening | Lane) -> None:
+    from edgekit.daemon.lane import Lane
+
+    if isinstance(news, Lane):
+        plan = news.model.plan
+        click.echo(f"ready: {news.model.name} version {news.model.version}, {plan.artifact} on {plan.runtime} for {plan.device}")  # fmt: skip
+        for reason in plan.reasons:
+            click.echo(f"  {reason}")
+    else:
+        if news.http is not None:
+            host, port = news.http
+            click.echo(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+        if news.socket is not None:
+            click.echo(f"listening on unix:{news.socket}")
+    sys.stdout.flush()

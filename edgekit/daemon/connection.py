@@ -1,0 +1,348 @@
+"""One connection: the thin shell between a socket and the daemon's pure parts.
+
+Replies go straight to the socket while nothing is queued in front of them: a large output is sent from where the
+model left it, and the model's lock is held only until the kernel, or a copy, has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from edgekit.daemon.application import Application
+from edgekit.daemon.http1 import CONTINUE, HeadParser, HttpError, Reply, error_reply, head_of
+from edgekit.daemon.inbound import Inbound, Limits, Request
+from edgekit.daemon.lane import Call, Lane
+
+if TYPE_CHECKING:
+    from edgekit.daemon.http1 import Chunk
+
+__all__ = ["Connection"]
+
+_log = logging.getLogger("edgekit.daemon")
+
+#: `writev` takes at most 1024 buffers (IOV_MAX on Linux).
+_MOST_BUFFERS = 512
+_HIGH_WATER_BYTES = 1 << 20
+_DISCARD = bytearray(64 << 10)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Read requests, have them answered in order, write the replies.
+
+    Args:
+        application: What answers.
+        parse_head: Parser of request heads.
+        limits: What the client may send, and how slowly.
+        connections: Where this one is listed while it is open.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        parse_head: HeadParser,
+        limits: Limits,
+        connections: set[Connection],
+    ) -> None:
+        self._application, self._limits, self._connections = application, limits, connections
+        self._inbound = Inbound(parse_head, limits)
+        self._transport: asyncio.Transport
+        self._loop = asyncio.get_running_loop()
+        self._socket = -1
+        self._call: Call | None = None  # in the worker
+        self._blocked = False  # the client does not take what is sent
+        self._reading = True
+        self._closing = False  # no further request is read
+        self._lingering = False  # the last reply is out, the client has not closed yet
+        self._half_closed = False
+        self._continued = False
+        self._served = 0
+        self._mark: tuple[object, ...] = ()
+        self._mark_s = 0.0
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        self._socket = transport.get_extra_info("socket").fileno()
+        self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Forget everything; a call that has not begun is dropped."""
+        self._closing = True
+        self._socket = -1
+        if self._call is not None:
+            self._call.abandoned = True
+        self._connections.discard(self)
+
+    def get_buffer(self, sizehint: int) -> bytearray | memoryview:  # noqa: ARG002
+        """Say where the next bytes go."""
+        return _DISCARD if self._closing else self._inbound.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take note of what has arrived and answer what is complete."""
+        if self._closing:
+            return
+        self._inbound.received(nbytes)
+        if self._call is None:
+            self._pump()
+        if not self._closing and not self._inbound.has_room:
+            self._pause()
+
+    def eof_received(self) -> bool:
+        """Finish what is under way for a client that has only closed its sending half."""
+        self._half_closed = True
+        if self._closing or (self._call is None and not self._blocked):
+            if self._inbound.partial and not self._closing:
+                self._refuse(HttpError(400, "the request is cut off", close=True))
+            return False
+        return True
+
+    def pause_writing(self) -> None:
+        """Read no further request while the client does not take the replies."""
+        self._blocked = True
+        self._pause()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._blocked = False
+        self._resume()
+
+    # Requests.
+
+    def _pump(self) -> None:
+        """Answer the complete requests, in order, until one must wait for the worker or the client."""
+        while self._call is None and not self._blocked and not self._closing:
+            try:
+                request = self._inbound.next()
+                if request is None:
+                    self._await_body()
+                    return
+            except HttpError as error:
+                self._refuse(error)
+                return
+            self._continued = False
+            self._serve(request)
+
+    def _await_body(self) -> None:
+        """Tell a client that asks first whether its body is welcome."""
+        head = self._inbound.awaiting_body
+        if head is None or self._continued or not head.expects_continue:
+            return
+        self._continued = True
+        if self._inbound.body_started:
+            return
+        try:
+            self._application.admit(head)
+        except HttpError as error:
+            raise HttpError(error.status, error.message, headers=error.headers, close=True) from error
+        self._write([CONTINUE])
+
+    def _serve(self, request: Request) -> None:
+        head = request.head
+        lane: Lane | None = None
+        try:
+            answer = self._application.respond(head, request.body)
+            if isinstance(answer, Call):
+                lane = answer.lane
+                self._infer(answer)
+                return
+        except HttpError as error:
+            answer = error_reply(error)
+        except Exception as error:  # noqa: BLE001  a bug of ours: this request fails, the daemon lives
+            _log.exception("%s %s failed", head.method, head.target[:200])
+            answer = error_reply(HttpError(500, f"internal error: {error}"))
+        self._finish(request, lane, answer)
+
+    def _infer(self, call: Call) -> None:
+        lane = call.lane
+        lane.admit()
+        lock = lane.model.lock
+        if call.light:
+            inference = call.decode()
+            if lane.may_run_here(inference.rows) and lock.acquire(blocking=False):
+                try:
+                    # the lock is held until the outputs, which the reply views, have been sent or copied
+                    self._finish(Request(call.head, call.body), lane, lane.execute(inference))
+                finally:
+                    lock.release()
+                return
+        loop = self._loop
+        lane.submit(call, lambda reply: _tell(loop, self._worked, call, reply))
+        self._call = call
+
+    def _worked(self, call: Call, reply: Reply) -> None:
+        """Send what the worker has answered, and go on with the next request."""
+        call.lane.left()
+        self._call = None
+        if call.abandoned:
+            call.lane.count(499)  # as nginx counts a client that has gone
+            return
+        self._finish(Request(call.head, call.body), call.lane, reply)
+        self._resume()
+
+    def _finish(self, request: Request, lane: Lane | None, reply: Reply) -> None:
+        head = request.head
+        keep_alive = head.keep_alive and not self._application.draining
+        (lane or self._application).count(reply.status)
+        self._served += 1
+        start = head_of(reply, keep_alive=keep_alive, old=head.old)
+        self._write([start] if head.method == "HEAD" else [start, *reply.chunks])
+        self._inbound.done()
+        if not keep_alive:
+            self._close()
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answer what cannot be read any further, and close once the client has had time to read it."""
+        reply = error_reply(error)
+        self._application.count(reply.status)
+        self._write([head_of(reply, keep_alive=False), *reply.chunks])
+        self._close()
+
+    # Writing and closing.
+
+    def _write(self, chunks: Sequence[Chunk]) -> None:
+        if self._transport.is_closing():
+            return
+        if len(chunks) > _MOST_BUFFERS or self._transport.get_write_buffer_size():
+            self._transport.write(b"".join(chunks))
+            return
+        try:
+            sent = os.writev(self._socket, chunks)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._transport.abort()
+            return
+        rest = _after(chunks, sent)
+        if rest:
+            self._transport.write(rest)
+
+    def _close(self) -> None:
+        """Close after what has been written, once the client has had time to read it (RFC 9112 §9.6).
+
+        A socket that is closed with unread bytes resets the connection, and the client never sees the reply:
+        so what it still sends is read and dropped until it closes its side.
+        """
+        self._closing = True
+        if self._half_closed or self._transport.is_closing():
+            self._transport.close()
+            return
+        self._lingering = True
+        self._transport.write_eof()
+        self._resume_reading()
+        self._loop.call_later(self._limits.linger_s, self._transport.close)
+
+    def _pause(self) -> None:
+        if self._reading and not self._transport.is_closing():
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._call is None and not self._blocked and not self._closing:
+            self._pump()
+            if self._half_closed and self._call is None and not self._blocked:
+                self._transport.close()
+        if self._call is None and not self._blocked and (self._closing or self._inbound.has_room):
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
+
+    # What the daemon calls.
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether a request is under way, or a reply that the client has not taken yet."""
+        if self._transport.is_closing():
+            return self._socket != -1
+        waiting = self._call is not None or self._lingering or self._inbound.partial
+        return waiting or self._transport.get_write_buffer_size() > 0
+
+    def close_idle(self) -> None:
+        """Close unless something is under way."""
+        if not self.busy:
+            self._closing = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self._transport.abort()
+
+    def check(self, now_s: float) -> None:
+        """Give up on a client that is too slow; called about once a second.
+
+        Args:
+            now_s: Monotonic.
+        """
+        phase = self._phase()
+        mark = (phase, self._served, self._transport.get_write_buffer_size())
+        if mark != self._mark:
+            self._mark, self._mark_s = mark, now_s
+            return
+        if phase == "idle":
+            self._inbound.trim()
+        waited_s = now_s - self._mark_s
+        if waited_s < self._patience_s(phase):
+            return
+        if phase in ("head", "body"):
+            self._refuse(HttpError(408, f"the request's {phase} took more than {waited_s:.0f} s", close=True))
+        elif phase == "idle":
+            self._transport.close()
+        else:
+            self._transport.abort()
+
+    def _phase(self) -> str:
+        if self._transport.get_write_buffer_size():
+            return "write"
+        if self._call is not None:
+            return "call"
+        if self._closing:
+            return "linger"
+        if self._inbound.awaiting_body is not None:
+            return "body"
+        return "head" if self._inbound.partial else "idle"
+
+    def _patience_s(self, phase: str) -> float:
+        limits = self._limits
+        if phase == "body":
+            head = self._inbound.awaiting_body
+            length = limits.body_bytes if head is None or head.length is None else head.length
+            return limits.body_s + length / limits.body_bytes_per_s
+        return {
+            "write": limits.write_s,
+            "call": float("inf"),
+            "linger": 2 * limits.linger_s,
+            "head": limits.head_s,
+            "idle": limits.idle_s,
+        }[phase]
+
+
+def _after(chunks: Sequence[Chunk], sent: int) -> bytes:
+    """Return a copy of what follows the first `sent` bytes of the chunks."""
+    rest: list[Any] = []
+    for chunk in chunks:
+        view = memoryview(chunk)
+        if sent >= view.nbytes:
+            sent -= view.nbytes
+            continue
+        rest.append(view.cast("B")[sent:] if sent else view)
+        sent = 0
+    return b"".join(rest)
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, answer: Callable[[Call, Reply], None], call: Call, reply: Reply
+) -> None:
+    """Hand a reply from the worker to the event loop, unless the loop has ended meanwhile."""
+    try:
+        loop.call_soon_threadsafe(answer, call, reply)
+    except RuntimeError:
+        _log.debug("a reply came after the end")
