@@ -1,0 +1,335 @@
+"""A loaded model in this process: planned for this device, warm, self-tested, watched.
+
+`edgekit.load(bundle)` is all that a camera loop needs; the daemon is built on the same object.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import ChainMap
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import cast, overload
+
+import msgspec
+import numpy as np
+
+from edgekit.bundle import Bundle, open_bundle
+from edgekit.choose import InstalledRuntime, choose, installed_runtimes
+from edgekit.detect import detect
+from edgekit.devices import load_profile
+from edgekit.errors import EdgeKitError, InvalidFileError, RefusedError, UnavailableError, UsageError
+from edgekit.golden import GoldenOutcome, run_golden
+from edgekit.manifest import Manifest, Plan
+from edgekit.monitor.monitor import ModelMonitor
+from edgekit.monitor.outbox import Outbox
+from edgekit.monitor.recorder import Recorder
+from edgekit.runtimes import Session, SessionOptions, get_runtime
+from edgekit.state import open_state
+from edgekit.tensors import TensorSpec, sample_shape
+
+__all__ = ["BOOT_SAMPLES", "Model", "load", "monitor_for", "start"]
+
+#: Golden samples that are run before a model answers.
+BOOT_SAMPLES = 8
+
+
+class Model:
+    """A bundle's artifact in its runtime, ready to run.
+
+    Attributes:
+        name: The bundle's.
+        version: The bundle's.
+        digest: The bundle's.
+        manifest: Everything the bundle says.
+        plan: What was chosen for this device, with the reasons.
+        session: The artifact in its runtime.
+        lock: Held by whoever runs the session or reads outputs that are still its own.
+        monitor: Records every inference; None where nothing watches.
+        inputs: What the chosen artifact takes, under canonical names.
+        outputs: What it returns, under canonical names.
+    """
+
+    def __init__(self, bundle: Bundle, plan: Plan, session: Session) -> None:
+        manifest = bundle.manifest
+        self.name, self.version, self.digest = manifest.name, manifest.version, bundle.digest
+        self.manifest: Manifest = manifest
+        self.plan, self.session = plan, session
+        self.inputs: tuple[TensorSpec, ...] = session.inputs
+        self.outputs: tuple[TensorSpec, ...] = session.outputs
+        self.lock = threading.Lock()
+        self.monitor: ModelMonitor | None = None
+        self._bundle = bundle
+        self._run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = session.run
+        self._only_input = self.inputs[0].name if len(self.inputs) == 1 else ""
+        self._only_output = self.outputs[0].name if len(self.outputs) == 1 else ""
+        self._let_go = weakref.finalize(self, _let_go, session, None, None)
+
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once and record it; the caller holds `lock` until it has used the outputs.
+
+        Args:
+            feed: Arrays by input name, with the dtype and shape of `inputs`.
+
+        Returns:
+            Arrays by output name; they may be the session's own memory, valid until its next run.
+
+        Raises:
+            UsageError: The feed does not fit; nothing was run.
+            MachineError: The runtime failed; the monitor has counted it.
+        """
+        monitor = self.monitor
+        begin = perf_counter()
+        try:
+            outputs = self._run(feed)
+        except UsageError:
+            raise
+        except EdgeKitError:
+            if monitor is not None:
+                monitor.record_error()
+            raise
+        if monitor is not None:
+            monitor.record(outputs, perf_counter() - begin)
+        return outputs
+
+    @overload
+    def predict(self, x: np.ndarray) -> np.ndarray | dict[str, np.ndarray]: ...
+
+    @overload
+    def predict(self, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    def predict(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+        """Run once; may be called from several threads, which then take turns.
+
+        Args:
+            x: The array for a model with one input; else arrays by input name. The first axis is the batch.
+
+        Returns:
+            What the caller may keep: the array, if an array was given and the model has one output; else
+            arrays by output name.
+
+        Raises:
+            UsageError: A name, dtype or shape does not fit; the message says which.
+            MachineError: The runtime failed.
+        """
+        feed = {self._only_input: x} if isinstance(x, np.ndarray) and self._only_input else self._as_feed(x)
+        with self.lock:
+            outputs = self.infer(feed)
+            if not self.session.fresh_outputs:
+                outputs = {name: array.copy() for name, array in outputs.items()}
+        if feed is not x and self._only_output:
+            return outputs[self._only_output]
+        return outputs
+
+    def _as_feed(self, x: object) -> Mapping[str, np.ndarray]:
+        if isinstance(x, Mapping):
+            return x
+        names = ", ".join(spec.name for spec in self.inputs)
+        expected = f"an array for {names}" if self._only_input else f"arrays by name: {names}"
+        raise UsageError(f"{self.name} cannot take this", got=type(x).__name__, expected=expected)
+
+    def warm_up(self, runs: int = 3) -> None:
+        """Run zeros a few times, unrecorded: the first runs of most runtimes still prepare."""
+        feed = {
+            spec.name: np.full(sample_shape(spec), b"", object)
+            if spec.dtype == "bytes"
+            else np.zeros(sample_shape(spec), spec.dtype)
+            for spec in self.inputs
+        }
+        with self.lock:
+            for _ in range(runs):
+                self.session.run(feed)
+
+    def golden_test(self, n: int | None = BOOT_SAMPLES) -> GoldenOutcome:
+        """Run the bundle's golden set, unrecorded, and judge it by the tolerance set when it was made.
+
+        Args:
+            n: How many samples; None for all.
+
+        Raises:
+            InvalidFileError: The bundle holds no tolerance for this artifact.
+        """
+        tolerance = self.manifest.golden.tolerance.get(self.plan.artifact)
+        if tolerance is None:
+            raise InvalidFileError(
+                f"{self.name}: manifest.json has no golden tolerance of {self.plan.artifact}"
+            )
+        golden = self._bundle.golden()
+        with self.lock:
+            return run_golden(self.session, golden, tolerance, task=self.manifest.task, n=n)
+
+    def watch(self, recorder: Recorder, outbox: Outbox) -> None:
+        """Record every inference from now on; the recorder and the outbox end with the model."""
+        self._let_go.detach()
+        self.monitor = monitor_for(self._bundle, self.plan)
+        recorder.watch(self.monitor)
+        self._let_go = weakref.finalize(self, _let_go, self.session, recorder, outbox)
+
+    def close(self) -> None:
+        """Store the last window and free the native model; a second call does nothing."""
+        with self.lock:
+            self._run = _closed
+            self._let_go()
+
+    def __enter__(self) -> Model:  # noqa: PYI034  typing.Self needs Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _let_go(session: Session, recorder: Recorder | None, outbox: Outbox | None) -> None:
+    """End what a model owns; runs at exit too, for a program that never closes its model."""
+    if recorder is not None:
+        recorder.stop()
+    if outbox is not None:
+        outbox.close()
+    session.close()
+
+
+def _closed(_feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    raise UsageError("the model is closed", hint="Load it again with edgekit.load.")
+
+
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    device: str | None = None,
+    runtime: str | None = None,
+    state_dir: str | Path | None = None,
+    monitor: bool = True,
+    window_s: float = 60.0,
+    allow_fallback: bool = False,
+    allow_unproven: bool = False,
+    threads: int | None = None,
+) -> Model:
+    """Load a bundle on this device: plan, open, warm up, self-test, watch.
+
+    Args:
+        bundle: A bundle's folder or `.edgekit` file, or an opened bundle.
+        device: Profile to plan for; None to detect it.
+        runtime: The only runtime to use; None for the device's preference.
+        state_dir: Where reports wait for the agent; None for the default state folder.
+        monitor: Whether to record what the model does, and report it.
+        window_s: Length of a report's window.
+        allow_fallback: With `device` or `runtime`, whether another provider will do when the first is absent.
+        allow_unproven: Whether an artifact whose accuracy is not proven counts as an accepted one.
+        threads: Threads of the runtime; None for the profile's number.
+
+    Raises:
+        InvalidFileError: A file of the bundle is damaged; the message names it.
+        UnavailableError: No runtime for it is installed, or what was asked for by name is absent.
+        RefusedError: The golden self-test failed.
+        UsageError: Nothing in the bundle fits the device, or an argument makes no sense.
+
+    Example:
+        >>> import edgekit
+        >>> model = edgekit.load("digits.edgekit")  # doctest: +SKIP
+        >>> model.predict(images)  # doctest: +SKIP
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if threads is not None and threads < 1:
+        raise UsageError("threads must be a positive number", got=threads)
+    forced = device is not None or runtime is not None
+    profile = detect().profile() if device is None else load_profile(device)
+
+    def plan_with(what: Mapping[str, InstalledRuntime]) -> Plan:
+        plan = choose(
+            profile,
+            opened.manifest,
+            what,
+            kept=opened.kept,
+            runtime=runtime,
+            forced=forced,
+            allow_fallback=allow_fallback,
+            allow_unproven=allow_unproven,
+        )
+        return plan if threads is None else msgspec.structs.replace(plan, threads=threads)
+
+    model = _start_first(opened, plan_with, installed_runtimes(), strict=forced and not allow_fallback)
+    if monitor:
+        outbox = Outbox(open_state(state_dir).outbox)
+        recorder = Recorder(outbox, window_s)
+        model.watch(recorder, outbox)
+        recorder.start()
+    return model
+
+
+def start(bundle: Bundle, plan: Plan) -> Model:
+    """Open the plan's artifact, warm it up and test it on the first golden samples; nothing watches it yet.
+
+    Raises:
+        UnavailableError: The plan's runtime or its first provider is not there, or did not start.
+        RefusedError: The golden self-test failed.
+    """
+    options = SessionOptions(threads=plan.threads, providers=plan.providers, extra=plan.options)
+    session = get_runtime(plan.runtime).load(bundle.model_files(plan.artifact), options)
+    model = Model(bundle, plan, session)
+    try:
+        model.warm_up()
+        _self_test(model)
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def _self_test(model: Model) -> None:
+    outcome, plan = model.golden_test(), model.plan
+    if not outcome.passed:
+        raise RefusedError(
+            f"{model.name} {model.version} failed its golden self-test as {plan.artifact} in {plan.runtime}"
+            f" on {plan.device}: {outcome.reason}",
+            hint="Convert again for this device, or try another artifact with --runtime.",
+        )
+
+
+def _start_first(
+    bundle: Bundle,
+    plan_with: Callable[[Mapping[str, InstalledRuntime]], Plan],
+    installed: Mapping[str, InstalledRuntime],
+    *,
+    strict: bool,
+) -> Model:
+    """Start the best plan; where its provider is there but does not start, the next best, and say so.
+
+    A provider can be listed and yet lack its libraries: that shows only when a model is opened.
+    """
+    plan = plan_with(installed)
+    try:
+        return start(bundle, plan)
+    except UnavailableError as error:
+        if strict or not plan.providers:
+            raise
+        reason = f"{plan.runtime} on {plan.providers[0]} did not start: {error}"
+    without = ChainMap(
+        {plan.runtime: _without(installed[plan.runtime], plan.providers[0])},
+        cast("MutableMapping[str, InstalledRuntime]", installed),
+    )
+    model = _start_first(bundle, plan_with, without, strict=strict)
+    model.plan = msgspec.structs.replace(model.plan, reasons=(reason, *model.plan.reasons))
+    return model
+
+
+def _without(installed: InstalledRuntime, provider: str) -> InstalledRuntime:
+    return InstalledRuntime(installed.version, tuple(p for p in installed.providers if p != provider))
+
+
+def monitor_for(bundle: Bundle, plan: Plan) -> ModelMonitor:
+    """Return a monitor for the plan's artifact, with the reference that the bundle has for it."""
+    manifest = bundle.manifest
+    return ModelMonitor(
+        model=manifest.name,
+        version=manifest.version,
+        digest=bundle.digest,
+        artifact=plan.artifact,
+        runtime=plan.runtime,
+        device=plan.device,
+        task=manifest.task,
+        reference=bundle.references().get(plan.artifact),
+    )

@@ -1,0 +1,108 @@
+"""Predictions on a user's arrays and pictures: what `edgekit run` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.data import read_data
+from edgekit.errors import UsageError
+from edgekit.golden import run_samples
+from edgekit.images import SUFFIXES, read_image
+from edgekit.metrics import scored_output
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+
+__all__ = ["Guess", "predict_file", "read_input", "top_classes"]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One class that the model thinks of.
+
+    Attributes:
+        index: The class.
+        label: Its name; the index in digits where the bundle names no classes.
+        score: What the model gives it; None where the output is the class itself.
+    """
+
+    index: int
+    label: str
+    score: float | None
+
+
+def predict_file(
+    model: Model, path: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, np.ndarray]:
+    """Run a model on every sample of a file or folder, one at a time.
+
+    Args:
+        model: The loaded model.
+        path: What `read_input` reads.
+        progress: Is told (phrase, samples done, samples in all).
+
+    Returns:
+        Arrays by output name, [N, …].
+    """
+    inputs = read_input(model, Path(path))
+    with model.lock:
+        return run_samples(model.session, inputs, progress)
+
+
+def read_input(model: Model, path: Path) -> dict[str, np.ndarray]:
+    """Return the samples of a file or folder by input name, [N, …].
+
+    Args:
+        model: Says what it takes, and how pictures become that.
+        path: One image file, a folder of images, `.npz`, `.npy` or `.csv`.
+
+    Raises:
+        UsageError: It is not there, or does not fit; the message names the array, sample, row or file.
+    """
+    manifest = model.manifest
+    if path.suffix.lower() in SUFFIXES and not path.is_dir():
+        if len(model.inputs) != 1:
+            raise UsageError(
+                f"{path} is one picture, {model.name} takes {len(model.inputs)} inputs", hint="Give an .npz."
+            )
+        spec = model.inputs[0]
+        return {spec.name: read_image(path, spec, manifest.preprocess)}
+    data = read_data(
+        path, model.inputs, preprocess=manifest.preprocess, what="input", class_names=manifest.labels
+    )
+    return data.inputs
+
+
+def top_classes(
+    outputs: Mapping[str, np.ndarray], labels: Sequence[str], k: int
+) -> list[tuple[Guess, ...]] | None:
+    """Return the k best classes of each sample, best first; None where the outputs hold no class scores.
+
+    Args:
+        outputs: Arrays by output name, [N, …].
+        labels: Class names; empty where the bundle has none.
+        k: How many.
+    """
+    scores = np.asarray(scored_output(outputs))
+    if scores.dtype.kind in "iub" and scores.size == len(scores):
+        return [(Guess(int(c), _label(labels, int(c)), None),) for c in scores.reshape(-1)]
+    if scores.dtype.kind not in "fiu" or scores.size != len(scores) * scores.shape[-1]:
+        return None
+    table = scores.reshape(len(scores), -1).astype(np.float64)
+    if table.shape[1] == 1:  # the share of the positive class of two
+        table = np.hstack([1.0 - table, table])
+    order = np.argsort(-table, axis=1, kind="stable")[:, :k]
+    return [
+        tuple(Guess(int(c), _label(labels, int(c)), float(row[c])) for c in best)
+        for row, best in zip(table, order, strict=True)
+    ]
+
+
+def _label(labels: Sequence[str], index: int) -> str:
+    return labels[index] if 0 <= index < len(labels) else str(index)
