@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from edgekit import __version__
 from edgekit.assembly import Assembly, assemble
 from edgekit.converters import Converted
@@ -31,11 +29,12 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.factory import Factory
-from edgekit.gate import Policy, compare_ranges, judge, load_limits, measure_metric, measure_parity
+from edgekit.gate import Policy, load_limits
+from edgekit.judging import Examination
 from edgekit.manifest import Artifact, GateResult, Plan, Recipe, SourceInfo
 from edgekit.metrics import Metric, get_metric
 from edgekit.process import WorkerLimits
-from edgekit.recipes import Wanted, preference_for, recipe_for, wanted_artifacts
+from edgekit.recipes import Wanted, recipe_for, wanted_artifacts
 from edgekit.report import write_report
 from edgekit.routes import converters
 from edgekit.samples import gather_samples
@@ -51,8 +50,6 @@ __all__ = ["ConvertOutcome", "ConvertRequest", "Row", "convert"]
 
 #: Says what is going on: a phrase, steps done, steps in all.
 Progress = Callable[[str, int, int], None]
-
-_TIMED_RUNS = 200
 
 
 @dataclass(frozen=True)
@@ -259,6 +256,20 @@ class _Conversion:
             self.evaluated,
             lambda inputs: run(self.kind, self.request.model, inputs),
         )
+        self.examination = Examination(
+            factory=self.factory,
+            profile=self.profile,
+            task=self.task,
+            policy=self.request.policy,
+            parity=self.samples.parity,
+            reference=self.reference,
+            golden=self.golden.inputs,
+            calibration=self.calibration,
+            evaluation=self.evaluation,
+            evaluated=self.evaluated,
+            metric=self.metric,
+            seed=self.request.seed,
+        )
 
     def _infer_task(self) -> str:
         """Return `classification` for rows of probabilities or whole-number labels, else `other`; say so."""
@@ -333,12 +344,15 @@ class _Conversion:
     def _score_and_judge(self, made: _Made) -> Row:
         name, recipe, size = made.wanted.name, made.recipe, _size(made.converted)
         try:
-            gate, scored = self._judge(made)
+            judged = self.examination.judge(
+                made.converted, made.wanted.format, made.wanted.precision, calibrated=bool(recipe.calibration)
+            )
         except MachineError:
             raise
         except EdgeKitError as error:
             return Row(name, "failed", (f"it does not run: {error}",), size, recipe=recipe)
-        self.scores[name] = scored
+        gate, scored = judged.gate, judged.scored
+        self.scores[name], self.answers[name] = scored, judged.answers
         return Row(
             name=name,
             status=gate.verdict,
@@ -350,66 +364,6 @@ class _Conversion:
             recipe=recipe,
             peak_mib=made.peak_mib,
         )
-
-    def _judge(self, made: _Made) -> tuple[GateResult, Scored]:
-        preference = preference_for(self.profile, made.wanted.format)
-        exact = dict(preference.options)
-        if made.wanted.format == "openvino":
-            exact["INFERENCE_PRECISION_HINT"] = "f32"  # its CPU plugin computes in bfloat16 where it can
-        score = self.factory.score
-        answers, scored = score(made.converted, preference.runtime, 1, exact, self.samples.parity, pairs=True)
-        pairs = {k.removeprefix("pair:"): v for k, v in answers.items() if k.startswith("pair:")}
-        parity = measure_parity(
-            self.reference, answers, argmax=self.task == "classification", pairs=pairs or None
-        )
-        measured, timed = score(
-            made.converted,
-            preference.runtime,
-            preference.threads,
-            dict(preference.options),
-            self._measured_inputs(),
-            timed_runs=_TIMED_RUNS,
-        )
-        self.answers[made.wanted.name] = measured
-        gate = judge(
-            made.wanted.precision,
-            self.request.policy,
-            load_limits(),
-            parity=_rounded(parity),
-            metric=self._measure(measured),
-            calibration_fit=self._calibration_fit(made.recipe),
-        )
-        return gate, _with_timing(scored, timed)
-
-    def _measured_inputs(self) -> dict[str, np.ndarray]:
-        """Return the evaluation inputs with the golden ones behind them: one run under the plan's options."""
-        import numpy as np
-
-        golden = self.golden.inputs
-        if self.evaluation is None:
-            return dict(golden)
-        return {k: np.concatenate([v, golden[k]]) for k, v in self.evaluation.inputs.items()}
-
-    def _measure(self, measured: Mapping[str, np.ndarray]) -> Any:
-        if self.evaluation is None or self.metric is None or self.evaluated is None:
-            return None
-        assert self.evaluation.labels is not None
-        n = self.evaluation.n
-        return _rounded(
-            measure_metric(
-                self.metric,
-                self.evaluated,
-                {k: v[:n] for k, v in measured.items()},
-                self.evaluation.labels,
-                max_drop_pp=self.request.policy.max_drop_pp,
-                seed=self.request.seed,
-            )
-        )
-
-    def _calibration_fit(self, recipe: Recipe) -> Any:
-        if not recipe.calibration or self.calibration is None or self.evaluation is None:
-            return ()
-        return tuple(_rounded(f) for f in compare_ranges(self.calibration.inputs, self.evaluation.inputs))
 
     def seal(self) -> ConvertOutcome | None:
         """Write the bundle, unless the gate left nothing to ship."""
@@ -539,23 +493,6 @@ class _Conversion:
 def report_path(out: Path) -> Path:
     """Return the report's folder: `OUT.report` beside the bundle."""
     return out.with_name(out.name.removesuffix(".edgekit") + ".report")
-
-
-def _with_timing(scored: Scored, timed: Scored) -> Scored:
-    """Return the timed score; parity's own run proved the conversion, this one is what a device does."""
-    return msgspec.structs.replace(scored, p50_ms=timed.p50_ms, placement=timed.placement)
-
-
-def _rounded(evidence: Any) -> Any:
-    """Round a struct's floats to six significant digits: the last bits of a sum are nobody's evidence."""
-    fields = msgspec.structs.asdict(evidence)
-    return msgspec.structs.replace(evidence, **{k: _round(v) for k, v in fields.items()})
-
-
-def _round(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    return tuple(_round(v) for v in value) if isinstance(value, tuple) else value
 
 
 def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,160 @@
+"""Judging one artifact: run it in its runtime, compare it with the source, let the gate decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgekit.gate import Policy, compare_ranges, judge, load_limits, measure_metric, measure_parity
+from edgekit.manifest import CalibrationFit, GateResult, MetricEvidence
+from edgekit.recipes import preference_for
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.converters import Converted
+    from edgekit.data import Dataset
+    from edgekit.devices import DeviceProfile
+    from edgekit.factory import Factory
+    from edgekit.metrics import Metric
+    from edgekit.tasks import Scored
+
+__all__ = ["Examination", "Judged"]
+
+_TIMED_RUNS = 200
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the examination of one artifact gave.
+
+    Attributes:
+        gate: The verdict with its evidence.
+        scored: Speed and placement under the plan's options.
+        answers: Outputs under the plan's options on the evaluation inputs with the golden ones behind them.
+    """
+
+    gate: GateResult
+    scored: Scored
+    answers: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What all artifacts of one conversion are compared with.
+
+    Attributes:
+        factory: Runs artifacts in workers.
+        profile: The target.
+        task: What the model does.
+        policy: What the user asked of the gate.
+        parity: Inputs of the parity check, [N, …] by canonical name.
+        reference: The source's outputs on them.
+        golden: Inputs of the golden set.
+        calibration: None where there is none.
+        evaluation: Labelled; None where there is none.
+        evaluated: The source's outputs on the evaluation inputs.
+        metric: None without evaluation data.
+        seed: Of the bootstrap.
+    """
+
+    factory: Factory
+    profile: DeviceProfile
+    task: str
+    policy: Policy
+    parity: Mapping[str, np.ndarray]
+    reference: Mapping[str, np.ndarray]
+    golden: Mapping[str, np.ndarray]
+    calibration: Dataset | None = None
+    evaluation: Dataset | None = None
+    evaluated: Mapping[str, np.ndarray] | None = None
+    metric: Metric | None = None
+    seed: int = 0
+
+    def judge(self, converted: Converted, format_: str, precision: str, *, calibrated: bool) -> Judged:
+        """Run an artifact and let the gate decide: parity exactly, the metric as the target's plan runs it.
+
+        Args:
+            converted: The artifact.
+            format_: Its format.
+            precision: Its precision.
+            calibrated: Whether the calibration data went into it.
+
+        Raises:
+            EdgeKitError: The artifact does not run.
+        """
+        preference = preference_for(self.profile, format_)
+        options = dict(preference.options)
+        exact = dict(options)
+        if format_ == "openvino":
+            exact["INFERENCE_PRECISION_HINT"] = "f32"  # its CPU plugin computes in bfloat16 where it can
+        score = self.factory.score
+        answers, scored = score(converted, preference.runtime, 1, exact, self.parity, pairs=True)
+        pairs = {k.removeprefix("pair:"): v for k, v in answers.items() if k.startswith("pair:")}
+        parity = measure_parity(
+            self.reference, answers, argmax=self.task == "classification", pairs=pairs or None
+        )
+        measured, timed = score(
+            converted,
+            preference.runtime,
+            preference.threads,
+            options,
+            self._measured_inputs(),
+            timed_runs=_TIMED_RUNS,
+        )
+        gate = judge(
+            precision,
+            self.policy,
+            load_limits(),
+            parity=_rounded(parity),
+            metric=self._measure(measured),
+            calibration_fit=self._calibration_fit() if calibrated else (),
+        )
+        # parity's own run proved the conversion; the timed one is what a device does
+        scored = msgspec.structs.replace(scored, p50_ms=timed.p50_ms, placement=timed.placement)
+        return Judged(gate, scored, measured)
+
+    def _measured_inputs(self) -> dict[str, np.ndarray]:
+        """Return the evaluation inputs with the golden ones behind them: one run under the plan's options."""
+        import numpy as np
+
+        if self.evaluation is None:
+            return dict(self.golden)
+        return {k: np.concatenate([v, self.golden[k]]) for k, v in self.evaluation.inputs.items()}
+
+    def _measure(self, measured: Mapping[str, np.ndarray]) -> MetricEvidence | None:
+        if self.evaluation is None or self.metric is None or self.evaluated is None:
+            return None
+        assert self.evaluation.labels is not None
+        n = self.evaluation.n
+        evidence: MetricEvidence = _rounded(
+            measure_metric(
+                self.metric,
+                self.evaluated,
+                {k: v[:n] for k, v in measured.items()},
+                self.evaluation.labels,
+                max_drop_pp=self.policy.max_drop_pp,
+                seed=self.seed,
+            )
+        )
+        return evidence
+
+    def _calibration_fit(self) -> tuple[CalibrationFit, ...]:
+        if self.calibration is None or self.evaluation is None:
+            return ()
+        return tuple(_rounded(f) for f in compare_ranges(self.calibration.inputs, self.evaluation.inputs))
+
+
+def _rounded(evidence: Any) -> Any:
+    """Round a struct's floats to six significant digits: the last bits of a sum are nobody's evidence."""
+    fields = msgspec.structs.asdict(evidence)
+    return msgspec.structs.replace(evidence, **{k: _round(v) for k, v in fields.items()})
+
+
+def _round(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return tuple(_round(v) for v in value) if isinstance(value, tuple) else value
