@@ -106,6 +106,8 @@ class Identity:
         """Return the four headers of a signed request.
 
         Args:
+            method: `POST`, say.
+            path: From `/api/` on.
             body: The body as it will travel.
             unix_s: Unix time in seconds, corrected by what the server said of it.
             nonce: 32 hexadecimal digits, fresh.

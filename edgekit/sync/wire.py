@@ -35,8 +35,8 @@ __all__ = [
     "Refused",
     "Reports",
     "ReportsReply",
-    "Seq",
     "SentWindow",
+    "Seq",
 ]
 
 SCHEMA = 1
