@@ -92,7 +92,7 @@ def needed_samples(decides: Callable[[int], bool], n: int) -> int:
         high *= 2
         if high > _MOST_SAMPLES:
             return 0
-    low = high // 2
+    low = max(high // 2, n - 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if decides(middle) else (middle, high)
