@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,6 +21,17 @@ __all__ = ["ArrayFileError", "encode_npz", "read_npy", "read_npz"]
 #: Deflate cannot shrink anything further than this (zlib's technical details: 1032 to 1).
 _DEFLATE_RATIO = 1032
 _MOST_MEMBERS = 10_000
+#: What zipfile raises for files that are no zip, damaged or encrypted, or of a newer kind.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -38,7 +50,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             members = archive.infolist()
             _check_members(members, Path(path).stat().st_size)
             return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise ArrayFileError(f"it is not an .npz, or it is damaged ({error})") from error
 
 

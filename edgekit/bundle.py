@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,9 +128,10 @@ def _cached(contents: ArchiveContents, checked: Bundle) -> Bundle:
     except (EdgeKitError, OSError):
         pass  # absent, or someone tidied half of it away: the archive has just proved whole
     try:
-        return _write(contents, folder, overwrite=True)
+        _store(contents, folder, overwrite=True, replaceable=lambda _: True)
     except UsageError:
-        return _check(FolderContents(folder), folder)  # another process was faster
+        pass  # another process was faster
+    return _check(FolderContents(folder), folder)
 
 
 def _slice_key(kept: Iterable[str]) -> str:
@@ -276,7 +277,7 @@ def _read_slice(contents: Contents, sizes: Mapping[str, int], manifest: Manifest
     data = read_member(contents, _SLICE, sizes[_SLICE], _LARGEST_MANIFEST)
     try:
         names = frozenset(msgspec.json.decode(data, type=dict[str, list[str]]).get("artifacts", ()))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidFileError(f"{contents.where}: {_SLICE} is damaged: {error}", hint=_AGAIN) from error
     if data != _encode_slice(names) or not names or not names <= everything:
         raise InvalidFileError(
@@ -369,9 +370,11 @@ def _write(contents: Contents, out: Path, *, overwrite: bool) -> Bundle:
     return open_bundle(out)
 
 
-def _store(contents: Contents, out: Path, *, overwrite: bool) -> None:
+def _store(
+    contents: Contents, out: Path, *, overwrite: bool, replaceable: Callable[[Path], bool] | None = None
+) -> None:
     """Write the files as a folder or an archive, check what was written, and only then put it in place."""
-    with staged(out, overwrite=overwrite, replaceable=_is_ours) as temporary:
+    with staged(out, overwrite=overwrite, replaceable=replaceable or _is_ours) as temporary:
         if out.suffix == SUFFIX:
             with temporary.open("xb") as stream:
                 write_archive(stream, contents.sizes(), contents.chunks)

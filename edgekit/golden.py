@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ __all__ = [
     "margins",
     "read_golden",
     "run_golden",
+    "run_samples",
     "tolerance_for",
 ]
 
@@ -306,24 +307,47 @@ def run_golden(
         n: How many samples to run, the first ones; None for all.
     """
     part = golden if n is None else golden.take(slice(0, n))
-    rows = [_run_one(session, part, index) for index in range(part.n)]
-    got = {name: np.concatenate([row[name] for row in rows]) for name in part.outputs if name in rows[0]}
+    got = run_samples(session, part.inputs)
     error, agreement = compare_outputs(part.outputs, got, task, ranges=_ranges(golden.outputs))
     # what may disagree on the whole set may do so in any part of it
     least = max(0, part.n - (golden.n - tolerance.min_agreement))
     return _judge(part.n, error, agreement, tolerance.max_error, least)
 
 
-def _run_one(session: Session, golden: GoldenSet, index: int) -> dict[str, np.ndarray]:
-    """Run one sample; an artifact whose batch is fixed at more than one gets the sample repeated."""
+def run_samples(
+    session: Session,
+    inputs: Mapping[str, np.ndarray],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Run samples one at a time, as a device mostly does.
+
+    Args:
+        session: The artifact; where its batch is fixed at more than one, each sample is repeated to fill it.
+        inputs: Arrays by canonical name, [N, …].
+        progress: Is told (phrase, samples done, samples in all).
+
+    Returns:
+        Arrays by canonical name, [N, …].
+    """
+    n = len(next(iter(inputs.values())))
+    rows = []
+    for index in range(n):
+        rows.append(_run_one(session, inputs, index))
+        if progress:
+            progress("running", index + 1, n)
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _run_one(session: Session, inputs: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
     feed, batch = {}, 1
     for spec in session.inputs:
-        array = golden.inputs.get(spec.name)
+        array = inputs.get(spec.name)
         if array is None:
-            raise InvalidFileError(f"the golden set lacks the input {spec.name!r}", got=sorted(golden.inputs))
+            raise UsageError(f"input {spec.name!r} is missing", got=sorted(inputs))
         batch = sample_shape(spec)[0] if spec.shape else 1
         feed[spec.name] = np.ascontiguousarray(np.repeat(array[index : index + 1], batch, axis=0))
-    return {name: np.array(array[: max(1, len(array) // batch)]) for name, array in session.run(feed).items()}
+    # copied: a session's outputs are valid until its next run only
+    return {name: np.array(array[: len(array) // batch]) for name, array in session.run(feed).items()}
 
 
 def _judge(n: int, error: float, agreement: int | None, most: float, least: int) -> GoldenOutcome:

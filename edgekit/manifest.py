@@ -273,7 +273,7 @@ def decode_manifest(data: bytes, where: str = "manifest.json") -> Manifest:
                 hint="Install a newer EdgeKit.",
             )
         return msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter for broken UTF-8
         raise InvalidFileError(f"{where} is not a manifest: {error}") from error
 
 
