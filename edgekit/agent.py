@@ -148,7 +148,7 @@ def build_reports(rows: Sequence[Row], *, wall_s: float, queued_windows: int, lo
     Args:
         rows: (boot, seq, JSON of the window) from the outbox.
         wall_s: This device's clock, uncorrected.
-        queued_windows: Windows in the outbox.
+        queued_windows: Windows in the outbox beside these.
         lost_windows: Windows lost so far.
     """
     reports = Reports(
@@ -480,7 +480,10 @@ class Agent:
 
     def _send(self, outbox: Outbox, rows: Sequence[Row], *, once: bool) -> Reaction:
         body = build_reports(
-            rows, wall_s=self._wall(), queued_windows=outbox.depth()[0], lost_windows=outbox.lost()
+            rows,
+            wall_s=self._wall(),
+            queued_windows=max(0, outbox.depth()[0] - len(rows)),
+            lost_windows=outbox.lost(),
         )
         answer = self._post(REPORTS_PATH, body, encoding="deflate")
         reaction = react(self._progress, rows, answer, wall_s=self._wall(), rand=self._rand())

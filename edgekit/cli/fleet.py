@@ -51,11 +51,11 @@ def fleet() -> None:
 @_JSON
 def enroll(db: str | None, expires_h: float, name: str, as_json: bool) -> None:
     """Make a one-time token for one device, and print it. It is shown only now."""
-    from edgekit.sync.store import make_token
-
     name = _checked_name(name)
     now = time.time()
-    with _opened(db) as database, database.write() as connection:
+    with _Opened(database_url(db)) as database, database.write() as connection:
+        from edgekit.sync.store import make_token
+
         token = make_token(connection, name, now, expires_h * 3600)
     if as_json:
         click.echo(json.dumps({"token": token, "name": name, "expires_unix_s": now + expires_h * 3600}))
@@ -70,9 +70,10 @@ def enroll(db: str | None, expires_h: float, name: str, as_json: bool) -> None:
 def revoke(device_id: str, db: str | None) -> None:
     """Shut a device out for good; what it has sent stays."""
     from edgekit.errors import UsageError
-    from edgekit.sync.store import revoke as revoke_device
 
-    with _opened(db) as database, database.write() as connection:
+    with _Opened(database_url(db)) as database, database.write() as connection:
+        from edgekit.sync.store import revoke as revoke_device
+
         if not revoke_device(connection, device_id, time.time()):
             raise UsageError(f"there is no device {device_id}", hint="`edgekit fleet devices` lists them.")
     click.echo(f"{device_id} is revoked")
@@ -145,10 +146,6 @@ def alerts(server: str, limit: int, as_json: bool) -> None:
         ("when (UTC)", "level", "device", "kind", "text"),
         [(_utc(e["at_unix_s"]), e["level"], e["device"], e["kind"], e["text"]) for e in events],
     )
-
-
-def _opened(db: str | None) -> _Opened:
-    return _Opened(database_url(db))
 
 
 class _Opened:

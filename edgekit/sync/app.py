@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI, Path, Query, Request, Response
@@ -40,12 +40,10 @@ from edgekit.sync.wire import (
 
 __all__ = ["create_app", "is_loopback"]
 
-#: A body must have arrived after this many seconds.
-BODY_S = 30.0
-#: Reports that may wait for the one writer; beyond that, 503.
-MAX_WAITING = 64
+#: Requests that may wait for the one writer; beyond that, 503. Fewer than the 40 threads that serve, so that
+#: reading goes on.
+MAX_WAITING = 24
 
-_T = TypeVar("_T")
 _DeviceId = Annotated[str, Path(max_length=64)]
 
 _SECURITY_HEADERS = {
@@ -60,9 +58,10 @@ _SECURITY_HEADERS = {
 class _Server:
     """What the routes share: the database, the clock and the bound on waiting writers."""
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float], body_s: float) -> None:
         self.database = database
         self.clock = clock
+        self.body_s = body_s
         self._room = threading.BoundedSemaphore(MAX_WAITING)
 
     @contextmanager
@@ -83,6 +82,8 @@ class _Server:
         public_key = _public_key(ask.public_key)
         intake.check_signature(public_key, headers, "POST", ENROLL_PATH, body)
         intake.check_clock(headers, now)
+        with self.database.read() as connection:  # who has no token does not get to take the writer
+            store.check_token(connection, ask.token, public_key, now)
         with self.writing() as connection:
             device, name = store.enrol(connection, ask, public_key, now)
         return EnrolmentReply(device, name, now)
@@ -112,7 +113,11 @@ def _public_key(text: str) -> bytes:
 
 
 def create_app(
-    database: Database, *, clock: Callable[[], float] = time.time, read_from_anywhere: bool = False
+    database: Database,
+    *,
+    clock: Callable[[], float] = time.time,
+    read_from_anywhere: bool = False,
+    body_s: float = 30.0,
 ) -> FastAPI:
     """Return the server's application.
 
@@ -121,6 +126,7 @@ def create_app(
         clock: Unix time in seconds.
         read_from_anywhere: Let every address read. Without it only this machine may, since reading asks for
             no token yet; a proxy in front must then decide who may read.
+        body_s: A body must have arrived after so many seconds.
     """
     # FastAPI's own documentation pages load scripts from elsewhere; the description itself stays
     app = FastAPI(
@@ -130,7 +136,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    server = _Server(database, clock)
+    server = _Server(database, clock, body_s)
     app.add_middleware(_Guard, read_from_anywhere=read_from_anywhere)
     _add_problem_handlers(app, clock)
     _add_device_routes(app, server)
@@ -221,14 +227,14 @@ def _add_problem_handlers(app: FastAPI, clock: Callable[[], float]) -> None:
         return reply
 
 
-async def _read_body(request: Request) -> bytes:
-    """Return the body, of at most `MAX_BODY_BYTES`, arrived within `BODY_S`."""
+async def _read_body(request: Request, body_s: float) -> bytes:
+    """Return the body, of at most `MAX_BODY_BYTES`, arrived within `body_s` seconds."""
     if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
         raise ProblemError("too-large", f"a body may have at most {MAX_BODY_BYTES} bytes")
     try:
-        return await asyncio.wait_for(_collect(request), BODY_S)
+        return await asyncio.wait_for(_collect(request), body_s)
     except (asyncio.TimeoutError, TimeoutError) as error:
-        raise ProblemError("timeout", f"the body did not arrive within {BODY_S:.0f} s") from error
+        raise ProblemError("timeout", f"the body did not arrive within {body_s:g} s") from error
 
 
 async def _collect(request: Request) -> bytes:
@@ -241,10 +247,10 @@ async def _collect(request: Request) -> bytes:
 
 
 async def _serve_signed(
-    request: Request, answer: Callable[[intake.SignedHeaders, str, bytes], _T]
+    request: Request, body_s: float, answer: Callable[[intake.SignedHeaders, str, bytes], object]
 ) -> Response:
     headers = intake.read_headers(request.headers)
-    body = await _read_body(request)
+    body = await _read_body(request, body_s)
     encoding = request.headers.get("content-encoding", "").lower()
     return _json(await run_in_threadpool(answer, headers, encoding, body))
 
@@ -253,12 +259,12 @@ def _add_device_routes(app: FastAPI, server: _Server) -> None:
     @app.post(ENROLL_PATH, tags=["device"], openapi_extra=_body_of(Enrolment, EnrolmentReply))
     async def enroll(request: Request) -> Response:
         """Enrol a device by a one-time token; signed with the key that it presents."""
-        return await _serve_signed(request, server.enrol)
+        return await _serve_signed(request, server.body_s, server.enrol)
 
     @app.post(REPORTS_PATH, tags=["device"], openapi_extra=_body_of(Reports, ReportsReply))
     async def reports(request: Request) -> Response:
         """Store windows; what the reply acknowledges is durable."""
-        return await _serve_signed(request, server.take_reports)
+        return await _serve_signed(request, server.body_s, server.take_reports)
 
 
 def _body_of(asked: type, answered: type) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from edgekit.sync.database import Database
 
 __all__ = ["add_pages"]
 
+_URGENCY = ("alarm", "stale", "ok", "waiting", "revoked")
 _RECENT_EVENTS, _DEVICE_EVENTS, _DEVICE_WINDOWS = 12, 25, 20
 
 
@@ -33,7 +34,8 @@ def add_pages(app: FastAPI, database: Database, clock: Callable[[], float]) -> N
         with database.read() as connection:
             devices = readings.read_devices(connection, now)
             events = readings.read_events(connection, device=None, level=None, limit=_RECENT_EVENTS)
-        return render("fleet.html", now=now, devices=devices, events=events, counts=_counts(devices))
+        urgent_first = sorted(devices, key=lambda device: _URGENCY.index(device.state))
+        return render("fleet.html", now=now, devices=urgent_first, events=events, counts=_counts(devices))
 
     @app.get("/devices/{device_id}", include_in_schema=False)
     def device_page(

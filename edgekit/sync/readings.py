@@ -223,7 +223,13 @@ def read_events(
         query = query.where(events.c.device_id == device)
     if level is not None:
         query = query.where(events.c.level == level)
-    order = (events.c.at_unix_s.desc(), events.c.device_id, events.c.boot, events.c.seq.desc())
+    order = (
+        events.c.at_unix_s.desc(),
+        events.c.device_id,
+        events.c.boot,
+        events.c.seq.desc(),
+        events.c.ordinal.desc(),
+    )
     rows = connection.execute(query.order_by(*order).limit(limit))
     return tuple(
         EventReading(row.device_id, row.name, row.at_unix_s, row.model, row.kind, row.level, row.text)

@@ -17,7 +17,7 @@ from edgekit.sync.problems import ProblemError
 from edgekit.sync.tables import devices, enrolment_tokens, events, latest, nonces, windows
 from edgekit.sync.wire import CLOCK_WINDOW_S, Enrolment, Refused, Reports
 
-__all__ = ["enrol", "make_token", "public_key_of", "revoke", "store_reports"]
+__all__ = ["check_token", "enrol", "make_token", "public_key_of", "revoke", "store_reports"]
 
 #: Requests of one device in the time that a nonce is remembered (20 minutes).
 MAX_NONCES = 4096
@@ -42,6 +42,15 @@ def make_token(connection: Connection, name: str, now_unix_s: float, expires_s: 
 def _sha256(token: str) -> str:
     # the token has 256 random bits, so that a fast hash without salt is enough
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def check_token(connection: Connection, token: str, public_key: bytes, now_unix_s: float) -> None:
+    """Refuse a token that the owner of `public_key` cannot enrol with; writes nothing.
+
+    Raises:
+        ProblemError: `token-unknown`, `token-expired`, `token-used`.
+    """
+    _usable_token(connection, token, device_id_of(public_key), now_unix_s)
 
 
 def enrol(connection: Connection, ask: Enrolment, public_key: bytes, now_unix_s: float) -> tuple[str, str]:

@@ -120,7 +120,7 @@ class Reports(msgspec.Struct, frozen=True):
 
     Attributes:
         sent_unix_s: The device's wall clock at sending, uncorrected: the server learns its error from it.
-        queued_windows: Windows in the outbox, this batch included.
+        queued_windows: Windows in the outbox beside these.
         lost_windows: Windows that the outbox had to drop, cumulative.
     """
 

@@ -6,7 +6,7 @@
   const POINTS = 360;
   const source = `/api/v1/devices/${encodeURIComponent(holder.dataset.device)}/windows?` +
     new URLSearchParams({ model: holder.dataset.model, limit: String(POINTS) });
-  const when = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const when = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
   let windows = [];
   let plots = [];
 
@@ -14,8 +14,15 @@
   const soft = (name, share) => `color-mix(in srgb, ${color(name)} ${share * 100}%, transparent)`;
 
   function milliseconds(value) {
+    if (value === 0) return "0";
     return value >= 1000 ? `${(value / 1000).toPrecision(3)} s` : value >= 1 ? `${Number(value.toPrecision(3))} ms` : `${Number((value * 1000).toPrecision(3))} µs`;
   }
+  // uPlot's form: least step in seconds, label, label where year, day or minute begins
+  const times = [
+    [86400, "{YYYY}-{MM}-{DD}", null, null, null, null, null, null, 1],
+    [60, "{HH}:{mm}", "\n{YYYY}-{MM}-{DD}", null, "\n{YYYY}-{MM}-{DD}", null, null, null, 1],
+    [1, "{HH}:{mm}:{ss}", "\n{YYYY}-{MM}-{DD}", null, "\n{YYYY}-{MM}-{DD}", null, null, null, 1],
+  ];
   const percent = (value) => `${value.toFixed(1)} %`;
 
   // Columns for uPlot. A point lies at the end of its window; a pause longer than two windows breaks the line.
@@ -44,16 +51,17 @@
 
   function axis(format, size) {
     const grid = { stroke: color("--grid"), width: 1 };
-    return { stroke: color("--quiet"), grid, ticks: { show: false }, font: "12px system-ui, sans-serif", size, gap: 6, values: format && ((_, values) => values.map(format)) };
+    return { stroke: color("--quiet"), grid, ticks: { show: false }, font: "12px system-ui, sans-serif", size, gap: 6, values: Array.isArray(format) ? format : (_, values) => values.map(format) };
   }
 
   function alarmBands(plot) {
     plot.ctx.save();
     plot.ctx.fillStyle = soft("--alarm", 0.13);
     for (const window of windows.filter((one) => one.alarm)) {
-      const left = Math.max(plot.valToPos(window.at_unix_s, "x", true), plot.bbox.left);
-      const right = Math.min(plot.valToPos(window.at_unix_s + window.duration_s, "x", true), plot.bbox.left + plot.bbox.width);
-      if (right > left) plot.ctx.fillRect(left, plot.bbox.top, Math.max(right - left, 1), plot.bbox.height);
+      // whole pixels, so that neighbours neither overlap nor leave a seam
+      const left = Math.round(Math.max(plot.valToPos(window.at_unix_s, "x", true), plot.bbox.left));
+      const right = Math.round(Math.min(plot.valToPos(window.at_unix_s + window.duration_s, "x", true), plot.bbox.left + plot.bbox.width));
+      if (right > left) plot.ctx.fillRect(left, plot.bbox.top, right - left, plot.bbox.height);
     }
     plot.ctx.restore();
   }
@@ -104,7 +112,7 @@
     Object.assign(options, {
       plugins: [tip(describeLatency)], hooks: { drawClear: [alarmBands] },
       scales: { x: { time: true }, y: { range: top } },
-      axes: [axis(null, 34), axis(milliseconds, 64)],
+      axes: [axis(times, 40), axis(milliseconds, 64)],
       series: [{}, line("p50", color("--p50")), line("p95", color("--p95"))],
     });
     return new uPlot(options, columns(latencyColumns), chart);
@@ -123,7 +131,7 @@
     Object.assign(options, {
       plugins: [tip(describeAccuracy)], hooks: { drawClear: [alarmBands] },
       scales: { x: { time: true }, y: { range: accuracyRange } },
-      axes: [axis(null, 34), axis((value) => `${Number(value.toFixed(2))} %`, 58)],
+      axes: [axis(times, 40), axis((value) => `${Number(value.toFixed(2))} %`, 58)],
       bands: [{ series: [2, 1], fill: soft("--estimate", 0.2) }],
       series: [{}, { label: "low", ...edge }, { label: "high", ...edge }, line("estimate", stroke),
         { label: "not to be believed", stroke: color("--quiet"), paths: () => null, points: { show: true, size: 6, fill: color("--card"), stroke: color("--quiet") } }],

@@ -4,7 +4,7 @@
 (() => {
   const PERIOD_MS = 5000;
   const live = document.getElementById("live");
-  const clockTime = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const clockTime = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
   function localTimes(root) {
     for (const element of root.querySelectorAll("time")) {
