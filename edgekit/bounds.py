@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Z_95", "bootstrap_bounds", "needed_samples", "tango_bounds", "tango_upper"]
+__all__ = ["MOST_SAMPLES", "Z_95", "bootstrap_bounds", "needed_samples", "tango_bounds", "tango_upper"]
 
 #: 95 % quantile of the standard normal distribution.
 Z_95 = 1.6448536269514722
 
-_MOST_SAMPLES = 10_000_000
+#: More samples than this nobody will label.
+MOST_SAMPLES = 10_000_000
 
 
 def _score(lost: float, gained: float, n: float, drop: float) -> float:
@@ -90,7 +91,7 @@ def needed_samples(decides: Callable[[int], bool], n: int) -> int:
     high = n
     while not decides(high):
         high *= 2
-        if high > _MOST_SAMPLES:
+        if high > MOST_SAMPLES:
             return 0
     low = max(high // 2, n - 1)
     while high - low > 1:

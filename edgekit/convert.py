@@ -32,7 +32,7 @@ from edgekit.factory import Factory
 from edgekit.gate import Policy, load_limits
 from edgekit.judging import Examination
 from edgekit.manifest import Artifact, GateResult, Plan, Recipe, SourceInfo
-from edgekit.metrics import Metric, get_metric
+from edgekit.metrics import Metric, get_metric, scored_output
 from edgekit.process import WorkerLimits
 from edgekit.recipes import Wanted, recipe_for, wanted_artifacts
 from edgekit.report import write_report
@@ -298,7 +298,8 @@ class _Conversion:
         metric = get_metric(name, self.task)
         if self.task == "classification":
             assert self.evaluation.labels is not None
-            classes = next(iter(self.reference.values())).shape[-1]
+            # one score is the positive class's share: two classes
+            classes = max(2, scored_output(self.reference).shape[-1])
             labels = class_labels(self.evaluation.labels, classes)
             self.evaluation = replace(self.evaluation, labels=labels)
         return metric

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekit.bounds import bootstrap_bounds, needed_samples, tango_bounds
+from edgekit.bounds import MOST_SAMPLES, bootstrap_bounds, needed_samples, tango_bounds
 from edgekit.manifest import CalibrationFit, GateResult, MetricEvidence, ParityEvidence
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def measure_parity(
     Args:
         reference: The source's outputs by name, float [N, …].
         outputs: The artifact's outputs by name, same shapes.
-        argmax: Whether the argmax over the last axis of the first output means something.
+        argmax: Whether the outputs tell classes.
         pairs: The artifact's outputs for the first two samples as one batch of two; None where it takes none.
     """
     import numpy as np
@@ -112,8 +112,7 @@ def measure_parity(
         errors.append(float(np.quantile(error, 0.95)))
         constant |= bool(_varies(expected) and not _varies(got))
         if pairs is not None and batch2 is not None:
-            together = np.asarray(pairs[name], dtype=np.float64)
-            batch2 = max(batch2, float(np.abs(together - got[:2]).max(initial=0.0)) / scale)
+            batch2 = max(batch2, _difference(np.asarray(pairs[name], dtype=np.float64), got[:2], scale))
     return ParityEvidence(
         n=len(next(iter(reference.values()))),
         max_error=biggest,
@@ -125,14 +124,24 @@ def measure_parity(
     )
 
 
+def _difference(together: np.ndarray, alone: np.ndarray, scale: float) -> float:
+    """Return the largest difference as a share of `scale`; 1 where it is none: another shape, NaN."""
+    import numpy as np
+
+    if together.shape != alone.shape or not np.isfinite(together).all():
+        return 1.0
+    return float(np.abs(together - alone).max(initial=0.0)) / scale
+
+
 def _varies(values: np.ndarray) -> bool:
     return len(values) > 1 and bool((values != values[:1]).any())
 
 
 def _agreement(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
-    name = next(iter(reference))
-    same = reference[name].argmax(axis=-1) == outputs[name].argmax(axis=-1)
-    return float(same.mean())
+    from edgekit.metrics import predicted_classes
+
+    ours = {name: outputs[name] for name in reference}
+    return float((predicted_classes(reference) == predicted_classes(ours)).mean())
 
 
 def measure_metric(
@@ -208,11 +217,6 @@ def _bootstrapped(
     observed = drop(np.arange(n))
     low, high = bootstrap_bounds(drop, n, seed)
     low, high = min(low, observed), max(high, observed)
-    room, width = max_drop_pp - observed, high - observed
-    fewest = load_limits().data.bootstrap_samples
-    needed: int | None = None
-    if high > max_drop_pp or n < fewest:
-        needed = max(fewest, int(n * (width / room) ** 2) + 1) if room > 0.0 else 0
     return MetricEvidence(
         name=metric.name,
         n=n,
@@ -221,8 +225,30 @@ def _bootstrapped(
         drop_pp=observed,
         low_pp=low,
         bound_pp=high,
-        needed_n=needed,
+        needed_n=_needed_resampled(observed, low, high, n, max_drop_pp),
     )
+
+
+def _needed_resampled(drop: float, low: float, high: float, n: int, budget: float) -> int | None:
+    """Return how many samples would decide if bounds narrow by the root of n; None where n does, 0 where none.
+
+    Inside the budget the upper bound must come under it, beyond it the lower bound must come over zero.
+    """
+    fewest = load_limits().data.bootstrap_samples
+    if drop > budget:
+        return None if low > 0.0 else _scaled(n, drop - low, drop)
+    if high <= budget:
+        return None if n >= fewest else fewest
+    if drop == budget:
+        return 0
+    needed = _scaled(n, high - drop, budget - drop)
+    return max(fewest, needed) if needed else 0
+
+
+def _scaled(n: int, width: float, room: float) -> int:
+    """Return the samples that narrow a bound's width to `room`; 0 where that is beyond reach."""
+    needed = n * (width / room) ** 2
+    return int(needed) + 1 if needed < MOST_SAMPLES else 0
 
 
 def compare_ranges(
