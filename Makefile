@@ -34,6 +34,7 @@ check: setup  ## Lint, types, links, package list, documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.11 .ci/*.py examples/*.py
 	$(BIN)/python -m pytest -q tests/test_packaging.py tests/test_docs.py
 
 bench: setup  ## Measurements, side by side; nothing here passes or fails
