@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
@@ -90,16 +90,24 @@ class LiteRT(Runtime):
         pick_providers(self.name, wanted, self.providers(), allow_fallback=options.allow_fallback)
         _check_identifier(files)
         settings = _settings(library, options)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TensorFlow's interpreter tells that it will go away
-                interpreter = library.module.Interpreter(model_path=str(files.path), **settings)
-            interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise InvalidFileError(
-                f"{files.path} is not a model that {library.distribution} can read: {error}"
-            ) from error
-        return LiteRTSession(interpreter, files)
+
+        def open_interpreter() -> Any:
+            return _open(library, files, settings)
+
+        return LiteRTSession(open_interpreter, files)
+
+
+def _open(library: _Library, files: ModelFiles, settings: Mapping[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorFlow's interpreter tells that it will go away
+            interpreter = library.module.Interpreter(model_path=str(files.path), **settings)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise InvalidFileError(
+            f"{files.path} is not a model that {library.distribution} can read: {error}"
+        ) from error
+    return interpreter
 
 
 def _check_identifier(files: ModelFiles) -> None:
@@ -129,8 +137,9 @@ class LiteRTSession(Session):
 
     fresh_outputs = True
 
-    def __init__(self, interpreter: Any, files: ModelFiles) -> None:
+    def __init__(self, open_interpreter: Callable[[], Any], files: ModelFiles) -> None:
         self.inputs, self.outputs = files.inputs, files.outputs
+        interpreter: Any = open_interpreter()
         signed_inputs, signed_outputs = _signature(interpreter)
         inputs = _named(interpreter.get_input_details(), signed_inputs)
         outputs = _named(interpreter.get_output_details(), signed_outputs)
@@ -144,8 +153,10 @@ class LiteRTSession(Session):
         taken = bind(files.outputs, files.output_names, _dtypes(outputs), files)
         self._inputs = [(name, int(inputs[own]["index"])) for name, own in fed]
         self._outputs = [(name, int(outputs[own]["index"])) for name, own in taken]
-        self._shapes = {d["index"]: tuple(d["shape"].tolist()) for d in interpreter.get_input_details()}
-        self._interpreter = interpreter
+        self._shapes = self._fresh_shapes = {
+            d["index"]: tuple(d["shape"].tolist()) for d in interpreter.get_input_details()
+        }
+        self._open, self._interpreter = open_interpreter, interpreter
         self.placement = _placement(interpreter)
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -162,7 +173,8 @@ class LiteRTSession(Session):
         try:
             self._resize(wanted)
         except (ValueError, RuntimeError) as error:
-            self._resize(self._shapes)  # the interpreter is of no use until its tensors are allocated again
+            # tflite-runtime 2.14 dies of a signal when it is used again after this
+            self._interpreter, self._shapes = self._open(), self._fresh_shapes
             raise UsageError(
                 f"the TFLite model does not take these shapes ({error})", got=dict(shapes)
             ) from error

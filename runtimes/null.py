@@ -50,7 +50,7 @@ class _Golden:
         self.outputs = outputs
         n = min((len(array) for array in inputs.values()), default=0)
         names = [spec.name for spec in files.inputs]
-        self.rows = {_key([inputs[name][row] for name in names]): row for row in range(n)}
+        self.rows = {_key([inputs[name][row : row + 1] for name in names]): row for row in range(n)}
         self.probable = {name: _probabilities(array) for name, array in outputs.items()}
 
     @classmethod
@@ -95,7 +95,7 @@ class NullSession(Session):
         if len(sizes) != 1 or sizes == {()}:  # no batch in common: one sample
             keys = [_key(arrays)]
         else:
-            keys = [_key([array[row] for array in arrays]) for row in range(len(arrays[0]))]
+            keys = [_key([array[row : row + 1] for array in arrays]) for row in range(len(arrays[0]))]
         return {spec.name: self._answer(spec, keys) for spec in self.outputs}
 
     def _answer(self, spec: TensorSpec, keys: list[bytes]) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +45,30 @@ _DTYPES = {
 def _core() -> Any:
     """Return the one Core of this process; loading its plugins again would take time and memory."""
     try:
-        from openvino import Core
+        with _without_telemetry():
+            from openvino import Core
     except ImportError as error:
         raise UnavailableError(
             "the runtime openvino is not installed", hint="Run: pip install 'edgekit-deploy[openvino]'."
         ) from error
     return Core()
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Import OpenVINO without the library that reports its use; its conversion tools then use a stub.
+
+    `import openvino` imports those tools, and with them the reporting, for programs that only infer too.
+    """
+    reporting = "openvino_telemetry"
+    if reporting in sys.modules:
+        yield
+        return
+    sys.modules[reporting] = None  # type: ignore[assignment]  # Python's own way to forbid an import
+    try:
+        yield
+    finally:
+        del sys.modules[reporting]
 
 
 class OpenVino(Runtime):
