@@ -10,6 +10,7 @@ the hit rate of the confidence bin a sample falls in, and M the mean over severa
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,8 +104,8 @@ def promise(reference: Reference, budget: AlarmBudget, detectors: int, mean: flo
         f"at most {budget.false_alarms_per_device_year:g} false alarm(s) expected per device and year, shared by "
         f"{detectors} detector(s) fed at most {budget.samples_per_s:g} samples/s each; holds while, without a real "
         f"drop, P(correct) given the past averages at least {mean:.4f} (99 % lower bound from "
-        f"{sum(reference.counts)} reference samples): a site or an hour of the day whose normal inputs are harder "
-        "than the reference breaks it"
+        f"{sum(reference.counts)} reference samples): inputs that come in runs, as video frames "
+        "do, and a site or an hour whose normal inputs are harder than the reference break it"
     )
 
 
@@ -119,12 +120,17 @@ class EDetector:
     Args:
         null_mean: m, the least mean of x in [0, 1] where nothing is wrong.
         log_threshold: ln A.
+
+    Attributes:
+        alarm: Whether it is on.
+        crossings: How often the evidence has reached A: what the promise counts, alarm on or off.
     """
 
     def __init__(self, null_mean: float, log_threshold: float) -> None:
         self.null_mean = null_mean
         self.log_threshold = log_threshold
         self.alarm = False
+        self.crossings = 0
         limit = _BET_LIMIT / (1.0 - null_mean) if null_mean < 1.0 else math.inf
         self._bets = np.minimum(BETS, limit)
         self._log_m = np.full(len(BETS), -math.inf)
@@ -172,6 +178,7 @@ class EDetector:
 
     def _restart(self, transitions: list[Transition]) -> None:
         """Take the evidence away at A; say so unless the alarm is on already."""
+        self.crossings += 1
         if not self.alarm:
             self.alarm = True
             self._quiet_needed = max(_MIN_QUIET, _QUIET_PER_CLIMB * self._climb)
@@ -201,23 +208,28 @@ def _run_lengths(flags: np.ndarray, carried: int) -> np.ndarray:
 
 
 class Thinner:
-    """Let through at most so many samples a second, chosen by their place and never by their value.
+    """Let through at most so many samples a second, chosen at random.
+
+    Every k-th sample would not do: where k divides the number of cameras that take turns, it would feed some of
+    them only.
 
     Args:
         samples_per_s: The rate; what is not used is saved up for at most ten seconds.
         now_s: A monotonic clock.
+        chance: What draws them.
     """
 
-    def __init__(self, samples_per_s: float, now_s: float) -> None:
+    def __init__(self, samples_per_s: float, now_s: float, chance: random.Random) -> None:
         self._rate = samples_per_s
+        self._chance = chance
         self._last_s = now_s
         self._saved = 0.0
 
     def take(self, available: int, now_s: float) -> np.ndarray:
-        """Return which of `available` samples to feed, evenly spread: int64 [≤ available], ascending."""
+        """Return which of `available` samples to feed: int64 [≤ available], ascending."""
         earned = self._rate * (now_s - self._last_s)
         self._saved = min(self._saved + earned, max(1.0, self._rate * _BURST_S))
         self._last_s = now_s
         taken = min(available, int(self._saved))
         self._saved -= taken
-        return (2 * np.arange(taken) + 1) * available // (2 * max(1, taken))
+        return np.array(sorted(self._chance.sample(range(available), taken)), np.int64)

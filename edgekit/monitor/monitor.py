@@ -11,6 +11,7 @@ latencies that span a factor of 32, 5 KB at the very worst.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import deque
@@ -112,6 +113,7 @@ class ModelMonitor:
         capacity: Calls, and samples, kept between two folds; more are counted as unsampled.
         ring_bytes: The kept scores take at most this much, which lowers the samples for many classes.
         budget: The false alarms that this device may cost.
+        chance: What draws the samples that the detector is fed.
         clock: Monotonic, in seconds.
         wall: Unix time in seconds, as the device believes it.
     """
@@ -130,6 +132,7 @@ class ModelMonitor:
         capacity: int = 4096,
         ring_bytes: int = 1 << 20,
         budget: AlarmBudget = _DEFAULT_BUDGET,
+        chance: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -146,7 +149,7 @@ class ModelMonitor:
         self._rates = self.reference.rates() if self.reference and self.reference.labelled else None
         self._detector = _detector(self.reference, budget)
         self._sharing = 1
-        self._thinner = Thinner(budget.samples_per_s, clock())
+        self._thinner = Thinner(budget.samples_per_s, clock(), chance or random.Random())  # noqa: S311 - no secret
         classes = self.reference.classes if self.reference else 0
         self._bins = self.reference.bins + 2 if self.reference else 0
         self._total = _Counts(self._bins, classes, np.int64)
