@@ -63,7 +63,7 @@ def wanted_artifacts(
 
     Raises:
         UsageError: An unknown format or precision, or `int8` by name without calibration data.
-        ConversionError: An artifact asked for by name has no route.
+        ConversionError: A precision asked for has no route to any of the formats, or to one asked for too.
     """
     _check_known("format", formats, [formats[0] for name, formats in FORMATS.items() if name != "null"])
     _check_known("precision", precisions, PRECISIONS)
@@ -77,6 +77,11 @@ def wanted_artifacts(
         wanted += [
             _want(table, kind, format_, p, calibrated=calibrated, by_name=bool(precisions)) for p in chosen
         ]
+    for precision in precisions:
+        asked = [item for item in wanted if item.precision == precision]
+        lacking = [item for item in asked if not item.routes]
+        if lacking and (formats or lacking == asked):
+            raise ConversionError(lacking[0].skipped, hint="`edgekit check` lists what can be made.")
     return wanted
 
 
@@ -99,8 +104,6 @@ def _want(
     skipped = ""
     if not routes:
         skipped = f"no route from {kind} to {format_}-{precision}"
-        if by_name:
-            raise ConversionError(skipped, hint="`edgekit check` lists what can be made.")
     elif precision == "int8" and not calibrated:
         skipped = "static int8 needs --calibration"
     return Wanted(format_, precision, by_name, routes, skipped)

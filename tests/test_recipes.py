@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from edgekit.devices import DeviceProfile, load_profile, profile_ids
+from edgekit.errors import ConversionError, UsageError
+from edgekit.manifest import Recipe
+from edgekit.recipes import Wanted, onnx_versions, preference_for, recipe_for, wanted_artifacts
+from edgekit.routes import converters
+
+TABLE = converters()
+PI, JETSON, NPU, X86 = (load_profile(name) for name in ("raspberry-pi-4", "jetson", "intel-npu", "x86-64"))
+
+
+def names(wanted: list[Wanted]) -> list[str]:
+    return [item.name for item in wanted]
+
+
+def want(
+    profile: DeviceProfile, kind: str = "keras", *, calibrated: bool = True, **asked: tuple[str, ...]
+) -> list[Wanted]:
+    return wanted_artifacts(profile, kind, TABLE, calibrated=calibrated, **asked)
+
+
+# What is made
+
+
+def test_a_target_gets_the_formats_of_its_runtimes_fp32_first() -> None:
+    assert names(want(PI)) == ["tflite-fp32", "tflite-int8", "tflite-int8-dynamic", "onnx-fp32", "onnx-int8"]
+    assert names(want(JETSON)) == ["onnx-fp32", "onnx-fp16", "onnx-int8"]
+    assert names(want(NPU)) == ["openvino-fp32", "openvino-int8", "openvino-fp16"]
+
+
+def test_each_has_its_routes_and_none_is_skipped_when_there_is_data() -> None:
+    assert [item.routes[0] for item in want(JETSON)] == [
+        ("keras-onnx",),
+        ("keras-onnx", "onnx-fp16"),
+        ("keras-onnx", "onnx-int8"),
+    ]
+    assert not any(item.skipped or item.by_name for item in want(PI))
+
+
+def test_without_calibration_static_int8_is_skipped_with_the_flag_to_give() -> None:
+    skipped = {item.name: item.skipped for item in want(PI, calibrated=False) if item.skipped}
+    assert skipped == {
+        "tflite-int8": "static int8 needs --calibration",
+        "onnx-int8": "static int8 needs --calibration",
+    }
+
+
+def test_what_has_no_route_is_skipped_unless_asked_for() -> None:
+    skipped = {item.name: item.skipped for item in want(PI, "onnx") if item.skipped}
+    assert skipped == {
+        f"tflite-{precision}": f"no route from onnx to tflite-{precision}"
+        for precision in ("fp32", "int8", "int8-dynamic")
+    }
+    assert "tflite-int8" in {i.name for i in want(PI, "onnx", calibrated=False) if "no route" in i.skipped}
+    with pytest.raises(ConversionError, match=r"no route from onnx to tflite-fp32\. `edgekit check` lists"):
+        want(PI, "onnx", formats=("tflite",), precisions=("fp32",))
+
+
+def test_a_precision_asked_for_is_made_in_the_formats_that_have_it() -> None:
+    asked = want(PI, precisions=("int8-dynamic",))
+    assert [(item.name, item.skipped) for item in asked] == [
+        ("tflite-int8-dynamic", ""),
+        ("onnx-int8-dynamic", "no route from keras to onnx-int8-dynamic"),
+    ]
+    assert names(want(PI, "onnx", precisions=("fp32",))) == ["tflite-fp32", "onnx-fp32"]
+    with pytest.raises(ConversionError, match="no route from keras to onnx-int8-dynamic"):
+        want(PI, precisions=("int8-dynamic",), formats=("tflite", "onnx"))
+    with pytest.raises(ConversionError, match="no route from keras to openvino-int8-dynamic"):
+        want(NPU, precisions=("fp32", "int8-dynamic"))
+
+
+def test_formats_and_precisions_asked_for_are_what_is_made() -> None:
+    assert names(want(PI, formats=("openvino",))) == ["openvino-fp32"]
+    assert names(want(PI, formats=("onnx",))) == ["onnx-fp32", "onnx-int8"]
+    asked = want(PI, precisions=("fp16",), formats=("tflite",))
+    assert names(asked) == ["tflite-fp16"]
+    assert all(item.by_name for item in asked)
+    assert names(want(JETSON, precisions=("int8", "fp32"))) == ["onnx-int8", "onnx-fp32"]
+    assert not any(item.by_name for item in want(PI, formats=("onnx",)))
+
+
+def test_unknown_words_list_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="unknown format 'coreml': expected one of tflite, onnx, openvino"):
+        want(PI, formats=("coreml",))
+    with pytest.raises(UsageError, match="unknown precision 'int4': expected one of fp32, "):
+        want(PI, precisions=("int4",))
+    with pytest.raises(UsageError, match="unknown precision 'int4'"):
+        want(PI, precisions=("fp32", "int4"))
+
+
+def test_int8_by_name_without_calibration_is_an_error() -> None:
+    with pytest.raises(
+        UsageError, match=r"static int8 needs calibration data. Give --calibration with about 200"
+    ):
+        want(PI, precisions=("int8",), calibrated=False)
+    assert names(want(PI, precisions=("fp32",), formats=("onnx",), calibrated=False)) == ["onnx-fp32"]
+
+
+# Recipes
+
+
+def test_only_static_integers_are_calibrated() -> None:
+    route = ("keras-tflite",)
+    assert recipe_for(PI, route, "tflite", "fp32", 200) == Recipe(route=route, precision="fp32")
+    assert recipe_for(PI, route, "tflite", "int8-dynamic", 200) == Recipe(
+        route=route, precision="int8-dynamic"
+    )
+    assert recipe_for(PI, route, "tflite", "fp16", 200) == Recipe(route=route, precision="fp16")
+    for precision in ("int8", "int16x8"):
+        assert recipe_for(PI, route, "tflite", precision, 200) == Recipe(
+            route=route, precision=precision, calibration="minmax", calibration_samples=200
+        )
+
+
+@pytest.mark.parametrize(
+    ("profile", "options"),
+    [
+        (PI, ("int8", False, False)),
+        (JETSON, ("int8", True, False)),
+        (X86, ("uint8", False, True)),
+        (X86.on(("avx2", "avx512-vnni")), ("uint8", False, False)),
+        (X86.on(("avx2",)), ("uint8", False, True)),
+    ],
+)
+def test_onnx_int8_follows_the_targets_kernels(
+    profile: DeviceProfile, options: tuple[str, bool, bool]
+) -> None:
+    activation, symmetric, reduced = options
+    assert recipe_for(profile, ("x",), "onnx", "int8", 9).options == {
+        "activation": activation,
+        "symmetric_activations": symmetric,
+        "reduce_range": reduced,
+        "per_channel": True,
+    }
+
+
+def test_onnx_fp32_is_written_for_the_oldest_reader() -> None:
+    assert recipe_for(PI, ("x",), "onnx", "fp32", 0).options == {"opset": 17, "ir": 8}
+    old = dataclasses.replace(PI, max_opset=13, max_ir=7)
+    assert onnx_versions(old) == (13, 7)
+    assert recipe_for(old, ("x",), "onnx", "fp32", 0).options == {"opset": 13, "ir": 7}
+    assert onnx_versions(dataclasses.replace(PI, max_opset=30, max_ir=20)) == (17, 8)
+    assert recipe_for(PI, ("x",), "onnx", "fp16", 0).options == {}
+    assert recipe_for(PI, ("x",), "tflite", "int8", 0).options == {}
+
+
+def test_openvino_freezes_shapes_where_the_accelerator_needs_it() -> None:
+    assert recipe_for(NPU, ("x",), "openvino", "fp32", 0).options == {"static": True}
+    assert recipe_for(X86, ("x",), "openvino", "fp16", 0).options == {"static": False}
+
+
+def test_openvino_int8_is_made_for_its_device() -> None:
+    assert recipe_for(NPU, ("x",), "openvino", "int8", 5).options == {
+        "static": True,
+        "device": "NPU",
+        "fast_bias_correction": True,
+    }
+    assert recipe_for(X86, ("x",), "openvino", "int8", 5).options == {
+        "static": False,
+        "device": "CPU",
+        "fast_bias_correction": True,
+    }
+
+
+# Where an artifact is judged
+
+
+def test_an_artifact_is_judged_in_the_runtime_that_the_target_prefers() -> None:
+    assert preference_for(PI, "tflite") is PI.runtimes[0]
+    assert preference_for(PI, "onnx") is PI.runtimes[1]
+    assert preference_for(PI, "onnx").threads == 4
+
+
+def test_a_format_outside_the_targets_runtimes_runs_at_defaults() -> None:
+    fallback = preference_for(PI, "openvino")
+    assert (fallback.runtime, fallback.precisions, fallback.threads) == ("openvino", ("fp32",), 0)
+    assert preference_for(JETSON, "tflite").runtime == "litert"
+
+
+@pytest.mark.parametrize("profile_id", profile_ids())
+def test_every_profile_has_a_route_from_keras_for_all_it_lists(profile_id: str) -> None:
+    profile = load_profile(profile_id)
+    made = want(profile)
+    assert not [item.name for item in made if item.skipped]
+    assert {(item.format, item.precision) for item in made} == set(profile.artifacts())
