@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -36,6 +37,11 @@ EXTRA_OF_MODULE = {
 # Machines differ by a factor of ten, and an emulated one by fifty.
 settings.register_profile("edgekit", deadline=None)
 settings.load_profile("edgekit")
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C even where a shell started this run in the background, with the signal ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
