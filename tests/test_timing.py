@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.timing import Conditions, is_settled, judge_stability, needed_samples, summarise
+
+pytestmark = pytest.mark.device
+
+CALM = Conditions(settled=True, cores=4, others_cores=0.1)
+
+
+def ns(*milliseconds: float) -> np.ndarray:
+    return (np.array(milliseconds) * 1e6).astype(np.int64)
+
+
+def steady(n: int = 3000) -> np.ndarray:
+    return np.random.default_rng(0).normal(1e6, 2e4, n).astype(np.int64)
+
+
+def test_percentiles_are_samples_by_nearest_rank() -> None:
+    found = summarise(ns(*range(1, 1001)))
+    assert found.percentiles == {"p50": 500.0, "p90": 900.0, "p95": 950.0, "p99": 990.0}
+    assert found.refused == {"p99.9": "needs 10000 samples, got 1000"}
+    assert (found.n, found.min, found.mean, found.max, found.mad) == (1000, 1.0, 500.5, 1000.0, 250.0)
+
+
+@pytest.mark.parametrize(
+    ("n", "given_", "refused"),
+    [
+        (5, [], ["p50", "p90", "p95", "p99", "p99.9"]),
+        (19, [], ["p50", "p90", "p95", "p99", "p99.9"]),
+        (20, ["p50"], ["p90", "p95", "p99", "p99.9"]),
+        (199, ["p50", "p90"], ["p95", "p99", "p99.9"]),
+        (999, ["p50", "p90", "p95"], ["p99", "p99.9"]),
+        (1000, ["p50", "p90", "p95", "p99"], ["p99.9"]),
+        (10000, ["p50", "p90", "p95", "p99", "p99.9"], []),
+    ],
+)
+def test_a_percentile_is_refused_where_the_sample_does_not_support_it(
+    n: int, given_: list[str], refused: list[str]
+) -> None:
+    found = summarise(np.ones(n, np.int64))
+    assert list(found.percentiles) == given_
+    assert list(found.refused) == refused
+    assert all(str(n) in why for why in found.refused.values())
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=1500))
+def test_a_summary_is_in_order(durations: list[int]) -> None:
+    found = summarise(np.array(durations, np.int64))
+    values = [found.min, *found.percentiles.values(), found.max]
+    assert values == sorted(values)
+    assert found.min <= found.mean * (1 + 1e-12)
+    assert found.mean <= found.max * (1 + 1e-12)
+    assert len(found.percentiles) + len(found.refused) == 5
+
+
+def test_ten_samples_must_lie_beyond_a_percentile() -> None:
+    assert [needed_samples(p) for p in (50.0, 90.0, 95.0, 99.0, 99.9)] == [20, 100, 200, 1000, 10000]
+
+
+@pytest.mark.parametrize(
+    ("medians", "settled"),
+    [
+        ([], False),
+        ([1.0] * 4, False),
+        ([1.0] * 5, True),
+        ([9.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.04], True),
+        ([1.0, 1.0, 1.0, 1.0, 1.06], False),
+        ([1.06, 1.0, 1.0, 1.0, 1.0], False),
+        ([1.06, 1.0, 1.0, 1.0, 1.0, 1.0], True),
+        ([1.0, 1.1, 1.2, 1.3, 1.4], False),
+    ],
+)
+def test_the_warm_up_ends_when_five_blocks_agree(medians: list[float], settled: bool) -> None:
+    assert is_settled(medians) is settled
+
+
+def test_a_calm_run_is_stable() -> None:
+    found = judge_stability(steady(), CALM)
+    assert (found.verdict, found.reasons) == ("stable", ())
+    assert found.spread < 0.02
+    assert abs(found.drift) < 0.01
+    assert found.slow_share == 0.0
+
+
+def test_a_drift_is_named_with_its_direction() -> None:
+    ramp = np.linspace(1e6, 1.2e6, 3000).astype(np.int64)
+    found = judge_stability(ramp, CALM)
+    assert found.verdict == "unstable"
+    assert "the median drifted by +13% from the first third to the last" in found.reasons
+    assert found.reasons[-1] == "no cause was seen"
+    assert "-11%" in judge_stability(ramp[::-1], CALM).reasons[1]
+
+
+def test_a_spread_without_a_drift_is_named() -> None:
+    waves = np.where(np.arange(3000) // 300 % 2, 1.2e6, 1.0e6).astype(np.int64)
+    assert judge_stability(waves, CALM).reasons[0] == "medians of 10 slices lie 18% apart"
+
+
+def test_slow_calls_are_named_by_their_share() -> None:
+    spiky = steady()
+    spiky[::10] *= 3
+    found = judge_stability(spiky, CALM)
+    assert found.slow_share == pytest.approx(0.1)
+    assert "10.0% of the calls took more than twice the median" in found.reasons
+    spiky = steady()
+    spiky[::100] *= 3
+    assert judge_stability(spiky, CALM).verdict == "stable"
+
+
+def test_a_busy_machine_is_called_so_even_where_the_medians_hold() -> None:
+    found = judge_stability(steady(), Conditions(settled=True, cores=2, others_cores=1.3))
+    assert found.verdict == "unstable"
+    assert found.reasons == ("the machine was busy", "because other processes used 1.3 of 2 cores")
+
+
+def test_causes_are_named_with_the_symptom() -> None:
+    ramp = np.linspace(1e6, 2e6, 3000).astype(np.int64)
+    reasons = judge_stability(
+        ramp, Conditions(settled=False, cores=4, others_cores=0.0, stolen=0.07, governor="ondemand")
+    ).reasons
+    assert reasons[0] == "the warm-up did not settle"
+    assert reasons[-2:] == (
+        "because the hypervisor took 7% of the CPU time",
+        "perhaps because the CPU frequency governor is ondemand",
+    )
+    assert judge_stability(steady(), Conditions(True, 4, 0.0, 0.07, "ondemand")).verdict == "stable"
+    assert (
+        judge_stability(ramp, Conditions(True, 4, 0.0, 0.0, "performance")).reasons[-1] == "no cause was seen"
+    )
+
+
+def test_too_few_calls_are_not_judged() -> None:
+    found = judge_stability(np.ones(49, np.int64), CALM)
+    assert found.verdict == "unknown"
+    assert "49 calls are too few to tell (needs 50)" in found.reasons[0]
+    assert judge_stability(np.ones(50, np.int64), CALM).verdict == "stable"
