@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.errors import InvalidFileError, UnavailableError, UsageError
+from edgekit.errors import UnavailableError, UsageError
 from edgekit.runtimes import SessionOptions
 from edgekit.runtimes.onnxruntime import OnnxRuntime, provider_options, session_entries
 from tests.runtimes.cases import golden, open_tiny, runtime_or_skip, tiny
@@ -71,9 +72,7 @@ def test_entries_are_the_quiet_defaults_and_what_was_given() -> None:
 def test_placement_tells_the_nodes() -> None:
     placement = open_tiny("onnxruntime").placement
     assert list(placement) == [CPU]
-    done, of, total, word = placement[CPU].split()
-    assert (of, word) == ("of", "nodes") or placement == {CPU: "all nodes"}
-    assert done == total or placement == {CPU: "all nodes"}
+    assert re.fullmatch(r"(\d+) of \1 nodes|all nodes", placement[CPU])
 
 
 def test_an_absent_tensorrt_is_named_with_what_is_there() -> None:
@@ -91,17 +90,6 @@ def test_an_absent_tensorrt_is_named_with_what_is_there() -> None:
 def test_the_provider_that_sends_data_away_is_never_offered() -> None:
     runtime_or_skip("onnxruntime")
     assert "AzureExecutionProvider" not in OnnxRuntime().providers()
-
-
-def test_a_file_of_external_data_that_is_gone_is_named(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx", reason="needs edgekit-deploy[convert]")
-    runtime = runtime_or_skip("onnxruntime")
-    model = onnx.load(tiny("onnxruntime").path)
-    path = tmp_path / "split.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="split.data", size_threshold=0)
-    (tmp_path / "split.data").unlink()
-    with pytest.raises(InvalidFileError, match=r"split\.onnx"):
-        runtime.load(tiny("onnxruntime", path=path), SessionOptions())
 
 
 def test_nothing_is_logged_for_a_good_model_nor_for_a_bad_one(tmp_path: Path) -> None:
