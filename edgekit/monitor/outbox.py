@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import sqlite3
 import threading
 import time
@@ -33,7 +34,11 @@ T = TypeVar("T")
 ROW_OVERHEAD = 160
 _BUSY_S = 10.0
 #: Space taken while there is some, so that acknowledging still works on a full disk: deleting rows writes too.
-_RESERVE_BYTES = 256 << 10
+_RESERVE_BYTES = 512 << 10
+#: Rows deleted in one commit when only the reserve is left to write to.
+_ROWS_PER_TIGHT_COMMIT = 32
+#: The log is copied into the file when it has this many pages: 1 MiB.
+_LOG_PAGES = 256
 _VERSION = 1
 _SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column", "Could not decode")
 _SCHEMA = f"""
@@ -49,6 +54,7 @@ CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON windows BEGIN
     UPDATE tally SET windows = windows - 1, bytes = bytes - length(OLD.body) - {ROW_OVERHEAD}; END;
 PRAGMA user_version = {_VERSION};
 """  # noqa: S608 - only our own numbers; triggers count, so that a million rows need no counting
+_SIGNS_OF_FULL = ("disk is full", "disk I/O error")
 
 
 class Outbox:
@@ -80,6 +86,7 @@ class Outbox:
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._inode = 0
+        self._reserve = self.path.with_name(self.path.name + ".reserve")
         self._open_windows = 0
         self._unsaved_lost = 0  # losses that the file could not take yet
         self._events: list[Event] = []
@@ -197,8 +204,24 @@ class Outbox:
         return self._guarded(lambda db: self._acknowledge(db, wanted), 0)
 
     def _acknowledge(self, db: sqlite3.Connection, keys: list[tuple[str, int]]) -> int:
-        with _transaction(db):
-            return _delete(db, keys)
+        try:
+            with _transaction(db):
+                return _delete(db, keys)
+        except sqlite3.OperationalError as error:
+            if not (_is_full(error) and _give_up_reserve(self._reserve)):
+                raise
+        return self._acknowledge_tightly(db, keys)
+
+    def _acknowledge_tightly(self, db: sqlite3.Connection, keys: list[tuple[str, int]]) -> int:
+        """Delete in small commits, emptying the log between them, in the space that the reserve has freed."""
+        gone = 0
+        for start in range(0, len(keys), _ROWS_PER_TIGHT_COMMIT):
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            with _transaction(db):
+                gone += _delete(db, keys[start : start + _ROWS_PER_TIGHT_COMMIT])
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        _take_reserve(self._reserve)
+        return gone
 
     def depth(self) -> tuple[int, int]:
         """Return how many windows wait, and the bytes of the quota that they take."""
@@ -281,7 +304,8 @@ class Outbox:
         db.execute("PRAGMA synchronous = FULL")
         if db.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
             db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
-            _reserve(db)
+        db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}").fetchall()
+        _take_reserve(self._reserve)
         self._count_crashes(db)
         if self._unsaved_lost:
             with _transaction(db):
@@ -365,14 +389,27 @@ def _delete(db: sqlite3.Connection, keys: Iterable[tuple[str, int]]) -> int:
     return db.executemany("DELETE FROM windows WHERE boot = ? AND seq = ?", keys).rowcount
 
 
-def _reserve(db: sqlite3.Connection) -> None:
-    """Grow the file and its log once, and leave the space free inside them."""
-    with _transaction(db):
-        db.execute("CREATE TABLE IF NOT EXISTS reserve(filler BLOB)")
-        db.execute("INSERT INTO reserve VALUES (zeroblob(?))", (_RESERVE_BYTES,))
-    with _transaction(db):
-        db.execute("DROP TABLE IF EXISTS reserve")
-    db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+def _is_full(error: Exception) -> bool:
+    """Tell a disk without space; some file systems notice when the log grows, and SQLite has no word for it."""
+    return isinstance(error, sqlite3.OperationalError) and any(sign in str(error) for sign in _SIGNS_OF_FULL)
+
+
+def _take_reserve(path: Path) -> None:
+    """Take the reserved space where there is at least twice as much; else another time."""
+    with contextlib.suppress(OSError):
+        if path.exists() or shutil.disk_usage(path.parent).free < 2 * _RESERVE_BYTES:
+            return
+        with path.open("wb") as handle:
+            os.posix_fallocate(handle.fileno(), 0, _RESERVE_BYTES)
+
+
+def _give_up_reserve(path: Path) -> bool:
+    """Free the reserved space; return whether there was any."""
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _is_damage(error: Exception) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgekit.monitor.buckets import observations
-from edgekit.monitor.edetector import AlarmBudget
+from edgekit.monitor.edetector import AlarmBudget, Transition
 from edgekit.monitor.estimate import estimate_accuracy
 from edgekit.monitor.monitor import MAX_EVENTS, ModelMonitor
 from edgekit.monitor.reference import Reference, build_reference
@@ -278,13 +278,18 @@ def test_a_drop_raises_one_alarm_and_its_end_clears_it() -> None:
     assert not report.detectors[0].alarm
 
 
-def test_a_detector_is_fed_at_most_the_promised_rate() -> None:
+def test_a_detector_is_fed_at_most_the_promised_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = Clocks()
     monitor = make(lab(), clocks, budget=AlarmBudget(1.0, 5.0))
     assert monitor._detector is not None
     fed: list[int] = []
     update = monitor._detector.update
-    monitor._detector.update = lambda x: (fed.append(x.size), update(x))[1]  # type: ignore[method-assign]
+
+    def counting(x: np.ndarray) -> list[Transition]:
+        fed.append(x.size)
+        return update(x)
+
+    monkeypatch.setattr(monitor._detector, "update", counting)
     feed_seconds(monitor, clocks, 20, *[0.7] * 50)
     assert sum(fed) == 100
     assert math.log(5.0 * 31_557_600.0) == pytest.approx(monitor._detector.log_threshold)

@@ -160,7 +160,7 @@ def test_logits_make_a_reference_of_their_softmax() -> None:
 
 def test_the_first_output_with_one_score_for_each_class_is_taken() -> None:
     scores = np.zeros((4, 3), np.float32)
-    outputs = {
+    outputs: dict[str, np.ndarray] = {
         "label": np.zeros(4, np.int64),
         "ids": np.zeros((4, 3), np.int64),
         "empty": np.zeros((4, 0), np.float32),
