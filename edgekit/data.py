@@ -216,7 +216,7 @@ def _read_rows(source: Path, what: str) -> tuple[list[str], list[list[str]], lis
 
 def _number(cell: str, line: int, column: str, source: Path, what: str) -> float:
     try:
-        return float(cell)
+        return float("" if "_" in cell else cell)  # Python's own 1_000 is no number in a table
     except ValueError as error:
         raise UsageError(
             f"{what} {source}: line {line}, column {column!r} is no number", got=repr(cell)

@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.data import Dataset, class_labels, read_data
 from edgekit.errors import RefusedError
 from edgekit.golden import run_samples
-from edgekit.local import open_session, plan_here
+from edgekit.local import session_here
 from edgekit.metrics import Metric, confusion_matrix, get_metric, predicted_classes, scored_output
 
 if TYPE_CHECKING:
@@ -110,20 +110,18 @@ def evaluate(
         RefusedError: An output is not finite.
     """
     chosen = get_metric(metric, bundle.manifest.task)
-    plan = plan_here(bundle, device=device, runtime=runtime, artifact=artifact, allow_fallback=allow_fallback)
-    dataset = read_data(
-        data,
-        bundle.manifest.artifacts[plan.artifact].inputs,
-        preprocess=bundle.manifest.preprocess,
-        label_column=label_column,
-        need_labels=True,
-        class_names=bundle.manifest.labels,
-    )
-    session = open_session(bundle, plan, allow_fallback=allow_fallback)
-    try:
+    with session_here(
+        bundle, device=device, runtime=runtime, artifact=artifact, allow_fallback=allow_fallback
+    ) as (plan, session):
+        dataset = read_data(
+            data,
+            session.inputs,
+            preprocess=bundle.manifest.preprocess,
+            label_column=label_column,
+            need_labels=True,
+            class_names=bundle.manifest.labels,
+        )
         outputs = run_samples(session, dataset.inputs, progress)
-    finally:
-        session.close()
     return score(chosen, outputs, dataset, bundle.manifest.labels, plan)
 
 

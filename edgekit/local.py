@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, cast
 
+import msgspec
+
+from edgekit.choose import InstalledRuntime, choose, installed_runtimes
+from edgekit.detect import detect
+from edgekit.devices import load_profile
+from edgekit.errors import UnavailableError, UsageError
 from edgekit.runtimes import SessionOptions, get_runtime
 
 if TYPE_CHECKING:
@@ -11,18 +21,23 @@ if TYPE_CHECKING:
     from edgekit.manifest import Plan
     from edgekit.runtimes import Session
 
-__all__ = ["open_session", "plan_here"]
+__all__ = ["session_here"]
 
 
-def plan_here(
+class _Planning(Protocol):
+    def __call__(self, *, installed: Mapping[str, InstalledRuntime]) -> Plan: ...
+
+
+@contextmanager
+def session_here(
     bundle: Bundle,
     *,
     device: str | None = None,
     runtime: str | None = None,
     artifact: str | None = None,
     allow_fallback: bool = False,
-) -> Plan:
-    """Choose how the bundle runs on this machine.
+) -> Iterator[tuple[Plan, Session]]:
+    """Open the bundle as it would run on this machine, and close it again.
 
     Args:
         bundle: The bundle.
@@ -31,30 +46,52 @@ def plan_here(
         artifact: The only artifact to consider, even if it is unproven.
         allow_fallback: Whether a device or runtime given by hand may step down.
 
+    Yields:
+        The plan, with each step down among its reasons, and the session.
+
     Raises:
         UsageError: The device, runtime or artifact is unknown.
         UnavailableError: What was asked for by hand, or every runtime that fits, is not available here.
     """
-    from edgekit.choose import choose, installed_runtimes
-    from edgekit.detect import detect
-    from edgekit.devices import load_profile
-
     if artifact is not None:
         bundle.model_files(artifact)  # refuses what is not there
-    profile = load_profile(device) if device else detect().profile()
-    return choose(
-        profile,
+    forced = device is not None or runtime is not None
+    if allow_fallback and not forced:
+        raise UsageError("--allow-fallback has no meaning here", expected="--device or --runtime with it")
+    planning = partial(
+        choose,
+        load_profile(device) if device else detect().profile(),
         bundle.manifest,
-        installed_runtimes(),
         kept=bundle.kept if artifact is None else {artifact},
         runtime=runtime,
-        forced=device is not None or runtime is not None,
+        forced=forced,
         allow_fallback=allow_fallback,
         allow_unproven=artifact is not None,
     )
+    plan, session = _open_first(bundle, planning, installed_runtimes(), strict=forced and not allow_fallback)
+    try:
+        yield plan, session
+    finally:
+        session.close()
 
 
-def open_session(bundle: Bundle, plan: Plan, *, allow_fallback: bool = False) -> Session:
-    """Load the plan's artifact in the plan's runtime."""
-    options = SessionOptions(plan.threads, plan.providers, allow_fallback, plan.options)
-    return get_runtime(plan.runtime).load(bundle.model_files(plan.artifact), options)
+def _open_first(
+    bundle: Bundle, planning: _Planning, installed: Mapping[str, InstalledRuntime], *, strict: bool
+) -> tuple[Plan, Session]:
+    """Open the best plan; where its provider is listed but does not start, the next best, and say so."""
+    plan = planning(installed=installed)
+    options = SessionOptions(threads=plan.threads, providers=plan.providers, extra=plan.options)
+    try:
+        return plan, get_runtime(plan.runtime).load(bundle.model_files(plan.artifact), options)
+    except UnavailableError as error:
+        if strict or not plan.providers:
+            raise
+        reason = f"{plan.runtime} on {plan.providers[0]} did not start: {error}"
+    there = installed[plan.runtime]
+    others = tuple(provider for provider in there.providers if provider != plan.providers[0])
+    rest = ChainMap(
+        {plan.runtime: InstalledRuntime(there.version, others)},
+        cast("MutableMapping[str, InstalledRuntime]", installed),
+    )
+    plan, session = _open_first(bundle, planning, rest, strict=strict)
+    return msgspec.structs.replace(plan, reasons=(reason, *plan.reasons)), session

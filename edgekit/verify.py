@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import InvalidFileError
 from edgekit.golden import GoldenOutcome, run_golden
-from edgekit.local import open_session, plan_here
+from edgekit.local import session_here
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
@@ -37,18 +37,16 @@ def prove(
     artifact: str | None = None,
     allow_fallback: bool = False,
 ) -> Proof:
-    """Run the whole golden set; the arguments are those of `plan_here`.
+    """Run the whole golden set; the arguments are those of `edgekit.local.session_here`.
 
     Raises:
         InvalidFileError: The bundle has no tolerance for the artifact.
     """
-    plan = plan_here(bundle, device=device, runtime=runtime, artifact=artifact, allow_fallback=allow_fallback)
-    tolerance = bundle.manifest.golden.tolerance.get(plan.artifact)
-    if tolerance is None:
-        raise InvalidFileError(f"manifest.json has no golden tolerance for {plan.artifact}")
-    session = open_session(bundle, plan, allow_fallback=allow_fallback)
-    try:
+    with session_here(
+        bundle, device=device, runtime=runtime, artifact=artifact, allow_fallback=allow_fallback
+    ) as (plan, session):
+        tolerance = bundle.manifest.golden.tolerance.get(plan.artifact)
+        if tolerance is None:
+            raise InvalidFileError(f"manifest.json has no golden tolerance of {plan.artifact}")
         outcome = run_golden(session, bundle.golden(), tolerance, task=bundle.manifest.task)
         return Proof(plan, dict(session.placement), outcome)
-    finally:
-        session.close()

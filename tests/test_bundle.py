@@ -111,7 +111,7 @@ def test_any_zip_tool_reads_the_archive(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_a_slice_keeps_the_digest(bundle: Bundle, tmp_path: Path) -> None:
     part = slice_bundle(bundle, ["onnx-fp16"], tmp_path / "part")
-    assert (part.digest, part.kept) == (bundle.digest, {"onnx-fp16"})
+    assert (part.digest, part.kept) == (bundle.digest, frozenset({"onnx-fp16"}))
     gone = {"artifacts/tflite-fp32/model.tflite", "artifacts/tflite-fp32/weights.bin"}
     assert set(tree(part.root)) == set(tree(bundle.root)) - gone | {"slice.json"}
     assert (part.root / "slice.json").read_bytes() == b'{"artifacts":["onnx-fp16"]}\n'
@@ -425,9 +425,10 @@ def archive_of(path: Path, members: dict[str, bytes]) -> Path:
 def test_nothing_is_unpacked_outside_or_beside(bundle: Bundle, tmp_path: Path, evil: str) -> None:
     path = archive_of(tmp_path / "slip.edgekit", tree(bundle.root) | {evil: b"owned"})
     before = names_in(tmp_path)
-    for attempt in (lambda: open_bundle(path), lambda: unpack(path, tmp_path / "out")):
-        with pytest.raises(InvalidFileError, match=re.escape(evil) + " is not listed"):
-            attempt()
+    with pytest.raises(InvalidFileError, match=re.escape(evil) + " is not listed"):
+        open_bundle(path)
+    with pytest.raises(InvalidFileError, match=re.escape(evil) + " is not listed"):
+        unpack(path, tmp_path / "out")
     assert names_in(tmp_path) == before
     assert not (tmp_path / "cache").exists()
 
@@ -724,7 +725,7 @@ for version in range(2, 42):
     with subprocess.Popen([sys.executable, "-c", code, str(out)]) as child:
         deadline = time.monotonic() + 60
         while child.poll() is None and time.monotonic() < deadline:
-            assert (out / "manifest.json").exists()
+            assert out.is_dir()  # one look-up of one name; a path through it may meet the old one's removal
             looks += 1
         assert child.wait() == 0
     assert looks > 0
