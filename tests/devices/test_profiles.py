@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from edgekit import devices
 from edgekit.devices import FORMATS, DeviceProfile, load_profile, profile_ids, read_profile
 from edgekit.errors import InvalidFileError, UsageError
 
 pytestmark = pytest.mark.device
 
-FOLDER = Path(__file__).parents[2] / "devices"
+FOLDER = Path(devices.__file__).parent
 PARENT = """
 name = "Parent"
 family = "parent"
