@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,11 @@ import click
 from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgekit.daemon.lane import Lane, Servable
-    from edgekit.daemon.repository import Installed
-    from edgekit.daemon.server import Listening, Offer
-    from edgekit.state import StateFolder
+    from edgekit.daemon.lane import Lane
+    from edgekit.daemon.server import Listening
 
 __all__ = ["serve"]
 
-_SIGINT = 2
 _DEFAULT_HTTP = "127.0.0.1:8080"
 
 
@@ -60,8 +57,8 @@ def serve(
     SIGTERM ends it after what is under way (exit 0); Ctrl-C does the same (exit 130).
     """
     from edgekit.daemon.inbound import Limits
-    from edgekit.daemon.repository import tidy
-    from edgekit.daemon.server import Daemon, Settings, parse_address
+    from edgekit.daemon.server import Settings, parse_address
+    from edgekit.daemon.serving import LoadOptions, serve_bundles
     from edgekit.state import open_state
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
@@ -73,53 +70,15 @@ def serve(
     )
     if settings.http is None and settings.socket is None:
         raise UsageError("nothing to listen on", hint="Give --socket PATH with --http off.")
+    options = LoadOptions(device, runtime, allow_fallback, allow_unproven, threads)
     state = open_state(state_dir)
-    with state.lock("daemon"):
-        tidy(state)
-        offers = _offers(
-            _chosen(bundles, state),
-            state,
-            device=device,
-            runtime=runtime,
-            window_s=window_s,
-            allow_fallback=allow_fallback,
-            allow_unproven=allow_unproven,
-            threads=threads,
-        )
-        stopped_by = Daemon(offers, settings, _announce).run()
-    return 130 if stopped_by == _SIGINT else 0
+    stopped_by = serve_bundles(bundles, state, settings, options, window_s=window_s, announce=_announce)
+    return 130 if stopped_by == signal.SIGINT else 0
 
 
 def _default_socket() -> Path | None:
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return Path(folder, "edgekit.sock") if folder else None
-
-
-def _chosen(bundles: Sequence[Path], state: StateFolder) -> list[Installed]:
-    from edgekit.daemon.repository import install, installed
-
-    found = [install(path, state) for path in bundles] or installed(state)
-    if not found:
-        raise UsageError(f"no bundle is installed in {state.root}", hint="Give one: edgekit serve BUNDLE.")
-    names = [bundle.name for bundle in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(f"two bundles are called {twice[0]!r}", hint="Serve them one at a time.")
-    return found
-
-
-def _offers(found: Sequence[Installed], state: StateFolder, **options: object) -> list[Offer]:
-    from edgekit.daemon.server import Offer
-
-    def offer(bundle: Installed) -> Offer:
-        def load() -> Servable:
-            from edgekit.model import load as load_model
-
-            return load_model(bundle.path, state_dir=state.root, **options)  # type: ignore[arg-type]
-
-        return Offer(bundle.name, load)
-
-    return [offer(bundle) for bundle in found]
 
 
 def _announce(news: Listening | Lane) -> None:

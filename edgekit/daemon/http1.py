@@ -166,7 +166,7 @@ def _header(line: bytes) -> tuple[bytes, bytes]:
     name, colon, value = line.partition(b":")
     if not colon:
         raise _broken("malformed header: no colon")
-    return name, value.strip(b" \t")
+    return name, value
 
 
 class _Collector:
@@ -258,7 +258,7 @@ def _fields(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
     for name, value in headers:
         if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
             raise _broken("malformed header")
-        fields.setdefault(name.lower(), []).append(value)
+        fields.setdefault(name.lower(), []).append(value.strip(b" \t"))
     return fields
 
 

@@ -19,7 +19,7 @@ import msgspec
 from edgekit.daemon import oip
 from edgekit.daemon.compression import decompress
 from edgekit.daemon.http1 import Head, HttpError, Reply, error_reply
-from edgekit.errors import UsageError
+from edgekit.errors import EdgeKitError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,14 +184,11 @@ class Lane:
         try:
             outputs = self.model.infer(inference.feed)
             reply = oip.encode_outputs(self.signature, inference, outputs)
-        except HttpError:
-            raise
         except UsageError as error:
             raise HttpError(400, str(error)) from error
-        except Exception as error:
-            # whatever a native runtime raises, the client gets an answer and the daemon lives
-            _log.exception("model %s failed", self.signature.name)
-            raise HttpError(500, f"model {self.signature.name!r} failed: {error}") from error
+        except EdgeKitError as error:
+            _log.error("model %s: %s", self.signature.name, error)  # noqa: TRY400  the runtime's own words will do
+            raise HttpError(500, f"model {self.signature.name!r}: {error}") from error
         self.service.note(inference.rows, self._clock() - started)
         return reply
 

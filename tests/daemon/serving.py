@@ -163,7 +163,8 @@ class Running:
         self._expected = len(offers)
         self._lanes = 0
         self._open, self._ready = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self.thread_name = f"daemon-{flavour.name}"
+        self._thread = threading.Thread(target=self._run, name=self.thread_name)
 
     def _announced(self, news: Listening | Lane) -> None:
         if isinstance(news, Listening):
@@ -177,7 +178,7 @@ class Running:
     def _run(self) -> None:
         try:
             self.loop.run_until_complete(self.daemon.serve())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  handed to the test
             self.error = error
         finally:
             self.loop.close()
@@ -193,7 +194,7 @@ class Running:
                 raise self.error
         return self
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> Running:  # noqa: PYI034  typing.Self needs Python 3.11
         return self.start()
 
     def __exit__(self, *_: object) -> None:
