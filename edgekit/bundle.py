@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,10 +128,8 @@ def _cached(contents: ArchiveContents, checked: Bundle) -> Bundle:
         return _check(FolderContents(folder), folder)
     except (EdgeKitError, OSError):
         pass  # absent, or someone tidied half of it away: the archive has just proved whole
-    try:
+    with suppress(UsageError):  # another process was faster
         _store(contents, folder, overwrite=True, replaceable=lambda _: True)
-    except UsageError:
-        pass  # another process was faster
     return _check(FolderContents(folder), folder)
 
 
