@@ -22,14 +22,14 @@ from edgekit.choose import InstalledRuntime, choose, installed_runtimes
 from edgekit.detect import detect
 from edgekit.devices import load_profile
 from edgekit.errors import EdgeKitError, InvalidFileError, RefusedError, UnavailableError, UsageError
-from edgekit.golden import GoldenOutcome, run_golden
+from edgekit.golden import GoldenOutcome, run_golden, run_samples
 from edgekit.manifest import Manifest, Plan
 from edgekit.monitor.monitor import ModelMonitor
 from edgekit.monitor.outbox import Outbox
 from edgekit.monitor.recorder import Recorder
 from edgekit.runtimes import Session, SessionOptions, get_runtime
 from edgekit.state import open_state
-from edgekit.tensors import TensorSpec, sample_shape
+from edgekit.tensors import TensorSpec
 
 __all__ = ["BOOT_SAMPLES", "Model", "load", "monitor_for", "start"]
 
@@ -132,16 +132,11 @@ class Model:
         raise UsageError(f"{self.name} cannot take this", got=type(x).__name__, expected=expected)
 
     def warm_up(self, runs: int = 3) -> None:
-        """Run zeros a few times, unrecorded: the first runs of most runtimes still prepare."""
-        feed = {
-            spec.name: np.full(sample_shape(spec), b"", object)
-            if spec.dtype == "bytes"
-            else np.zeros(sample_shape(spec), spec.dtype)
-            for spec in self.inputs
-        }
+        """Run the first golden sample a few times, unrecorded: the first runs of most runtimes still prepare."""
+        sample = self._bundle.golden().take(slice(0, 1))
         with self.lock:
             for _ in range(runs):
-                self.session.run(feed)
+                run_samples(self.session, sample.inputs)
 
     def golden_test(self, n: int | None = BOOT_SAMPLES) -> GoldenOutcome:
         """Run the bundle's golden set, unrecorded, and judge it by the tolerance set when it was made.

@@ -114,8 +114,16 @@ class Session(abc.ABC):
         before, self._admitted = self._admitted, ()
         shapes = {spec.name: feed[spec.name].shape for spec in self.inputs}
         if shapes != {name: shape for name, _, shape in before}:
-            self._reshape(shapes)
+            self._prepare(shapes)
         self._admitted = tuple((spec.name, feed[spec.name].dtype, shapes[spec.name]) for spec in self.inputs)
+
+    def _prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        try:
+            self._reshape(shapes)
+        except EdgeKitError:
+            raise
+        except Exception as error:
+            raise MachineError(f"{type(self).__name__} cannot prepare for {dict(shapes)}: {error}") from error
 
     def _reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027  most need nothing
         """Prepare for inputs of other shapes than the last; called once, before the first such run.

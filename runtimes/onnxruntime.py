@@ -193,7 +193,7 @@ def _dtypes(nodes: Sequence[Any]) -> dict[str, str]:
 
 
 def _placement(native: Any) -> dict[str, str]:
-    """Return how many nodes of the optimised graph each provider runs, as far as the library tells."""
+    """Return how many nodes each provider took, before it fused them, as far as the library tells."""
     if hasattr(native, "get_provider_graph_assignment_info"):
         counts: Counter[str] = Counter()
         for part in native.get_provider_graph_assignment_info():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.errors import EdgeKitError, InvalidFileError, UnavailableError, UsageError
+from edgekit.errors import EdgeKitError, InvalidFileError, MachineError, UnavailableError, UsageError
 from edgekit.runtimes import RUNTIMES, ModelFiles, Session, SessionOptions, get_runtime
 from edgekit.tensors import TensorSpec
 from tests.runtimes.cases import (
@@ -246,6 +246,19 @@ def test_fresh_outputs_survive_the_next_run(engine: str) -> None:
     kept = session.run({"image": images[:1]})["probabilities"]
     session.run({"image": images[1:2]})
     np.testing.assert_allclose(kept, expected[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_shapes_that_the_graph_cannot_take_leave_a_working_session(engine: str) -> None:
+    images, expected = golden()
+    free = TensorSpec("image", "float32", (-1, -1, -1, 1))
+    files = ModelFiles(tiny(engine).path, (free,), (PROBABILITIES,))
+    session = runtime_or_skip(engine).load(files, SessionOptions(extra=EXACT[engine]))
+    for _ in range(2):
+        with pytest.raises((UsageError, MachineError)):
+            session.run({"image": np.zeros((1, 12, 12, 1), np.float32)})
+        got = session.run({"image": images[:2]})["probabilities"]
+        np.testing.assert_allclose(got, expected[:2], atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ALL)
