@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
-import shutil
 import sqlite3
 import threading
 import time
@@ -80,7 +78,7 @@ class Outbox:
     ) -> None:
         self.path = Path(path)
         self.quota_bytes = quota_bytes
-        self.boot = boot or secrets.token_hex(16)
+        self.boot = boot or os.urandom(16).hex()
         self._wall = wall
         self._sequence = count(1)
         self._lock = threading.RLock()
@@ -397,7 +395,8 @@ def _is_full(error: Exception) -> bool:
 def _take_reserve(path: Path) -> None:
     """Take the reserved space where there is at least twice as much; else another time."""
     with contextlib.suppress(OSError):
-        if path.exists() or shutil.disk_usage(path.parent).free < 2 * _RESERVE_BYTES:
+        disk = os.statvfs(path.parent)
+        if path.exists() or disk.f_bavail * disk.f_frsize < 2 * _RESERVE_BYTES:
             return
         with path.open("wb") as handle:
             os.posix_fallocate(handle.fileno(), 0, _RESERVE_BYTES)
