@@ -187,7 +187,7 @@ class Lane:
         except UsageError as error:
             raise HttpError(400, str(error)) from error
         except EdgeKitError as error:
-            _log.error("model %s: %s", self.signature.name, error)  # noqa: TRY400  the runtime's own words will do
+            _log.error("model %s: %s", self.signature.name, error)
             raise HttpError(500, f"model {self.signature.name!r}: {error}") from error
         self.service.note(inference.rows, self._clock() - started)
         return reply

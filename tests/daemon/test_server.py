@@ -35,16 +35,22 @@ def test_what_is_no_address(text: str) -> None:
 def run(settings: Settings) -> None:
     loop = new_event_loop()
     try:
-        daemon = Daemon([], settings, lambda _: loop.call_soon(daemon.stop))
+
+        def stop(_: object) -> None:
+            loop.call_soon(daemon.stop)
+
+        daemon = Daemon([], settings, stop)
         loop.run_until_complete(daemon.serve())
     finally:
         loop.close()
 
 
 def test_a_port_in_use_is_said_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        with pytest.raises(MachineError, match="cannot listen on 127.0.0.1:"):
-            run(Settings(http=other.getsockname()[:2]))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(MachineError, match=r"cannot listen on 127\.0\.0\.1:"),
+    ):
+        run(Settings(http=other.getsockname()[:2]))
 
 
 def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
