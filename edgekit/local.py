@@ -1,12 +1,11 @@
-"""A bundle on this machine: the plan for the detected device, and a session that runs it."""
+"""A bundle on this machine: the plan for the device, and what is opened by it, one step down at a time."""
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
@@ -21,11 +20,86 @@ if TYPE_CHECKING:
     from edgekit.manifest import Plan
     from edgekit.runtimes import Session
 
-__all__ = ["session_here"]
+__all__ = ["open_here", "open_plan", "session_here"]
+
+Opened = TypeVar("Opened")
 
 
-class _Planning(Protocol):
-    def __call__(self, *, installed: Mapping[str, InstalledRuntime]) -> Plan: ...
+def open_plan(bundle: Bundle, plan: Plan) -> Session:
+    """Open the plan's artifact in the plan's runtime, on the plan's first provider and no other."""
+    options = SessionOptions(threads=plan.threads, providers=plan.providers, extra=plan.options)
+    return get_runtime(plan.runtime).load(bundle.model_files(plan.artifact), options)
+
+
+def open_here(
+    bundle: Bundle,
+    opener: Callable[[Bundle, Plan], Opened],
+    *,
+    device: str | None = None,
+    runtime: str | None = None,
+    artifact: str | None = None,
+    allow_fallback: bool = False,
+    allow_unproven: bool = False,
+    threads: int | None = None,
+) -> tuple[Plan, Opened]:
+    """Choose for this machine and open what is chosen.
+
+    A provider can be listed and yet lack its libraries, which shows only when a model is opened: then the next
+    best is chosen, with the reason in its plan, unless device or runtime were given by hand.
+
+    Args:
+        bundle: The bundle.
+        opener: Opens a plan; raises `UnavailableError` where its provider does not start.
+        device: Profile to go by; None for the detected device.
+        runtime: The only runtime to consider.
+        artifact: The only artifact to consider, even if it is unproven.
+        allow_fallback: Whether a device or runtime given by hand may step down.
+        allow_unproven: Whether an artifact whose accuracy is not proven counts as an accepted one.
+        threads: Threads of the runtime; None for the profile's number.
+
+    Returns:
+        The plan, with each step down among its reasons, and what was opened.
+
+    Raises:
+        UsageError: The device, runtime or artifact is unknown.
+        UnavailableError: What was asked for by hand, or every runtime that fits, is not available here.
+    """
+    if artifact is not None:
+        bundle.model_files(artifact)  # refuses what is not there
+    forced = device is not None or runtime is not None
+    profile = load_profile(device) if device else detect().profile()
+    installed: Mapping[str, InstalledRuntime] = installed_runtimes()
+    reasons: tuple[str, ...] = ()
+    while True:
+        plan = choose(
+            profile,
+            bundle.manifest,
+            installed,
+            kept=bundle.kept if artifact is None else {artifact},
+            runtime=runtime,
+            forced=forced,
+            allow_fallback=allow_fallback,
+            allow_unproven=allow_unproven or artifact is not None,
+        )
+        plan = msgspec.structs.replace(
+            plan, threads=plan.threads if threads is None else threads, reasons=(*reasons, *plan.reasons)
+        )
+        try:
+            return plan, opener(bundle, plan)
+        except UnavailableError as error:
+            if (forced and not allow_fallback) or not plan.providers:
+                raise
+            reasons = (*reasons, f"{plan.runtime} on {plan.providers[0]} did not start: {error}")
+            installed = _without(installed, plan.runtime, plan.providers[0])
+
+
+def _without(
+    installed: Mapping[str, InstalledRuntime], runtime: str, provider: str
+) -> Mapping[str, InstalledRuntime]:
+    """Return what is installed, less one provider; the others are still imported only when asked for."""
+    there = installed[runtime]
+    rest = InstalledRuntime(there.version, tuple(p for p in there.providers if p != provider))
+    return ChainMap({runtime: rest}, cast("MutableMapping[str, InstalledRuntime]", installed))
 
 
 @contextmanager
@@ -37,61 +111,20 @@ def session_here(
     artifact: str | None = None,
     allow_fallback: bool = False,
 ) -> Iterator[tuple[Plan, Session]]:
-    """Open the bundle as it would run on this machine, and close it again.
-
-    Args:
-        bundle: The bundle.
-        device: Profile to go by; None for the detected device.
-        runtime: The only runtime to consider.
-        artifact: The only artifact to consider, even if it is unproven.
-        allow_fallback: Whether a device or runtime given by hand may step down.
+    """Open the bundle's session as it would run on this machine, and close it again; see `open_here`.
 
     Yields:
-        The plan, with each step down among its reasons, and the session.
+        The plan and the session.
 
     Raises:
-        UsageError: The device, runtime or artifact is unknown.
-        UnavailableError: What was asked for by hand, or every runtime that fits, is not available here.
+        UsageError: `allow_fallback` with nothing given by hand, which it could mean nothing for.
     """
-    if artifact is not None:
-        bundle.model_files(artifact)  # refuses what is not there
-    forced = device is not None or runtime is not None
-    if allow_fallback and not forced:
+    if allow_fallback and device is None and runtime is None:
         raise UsageError("--allow-fallback has no meaning here", expected="--device or --runtime with it")
-    planning = partial(
-        choose,
-        load_profile(device) if device else detect().profile(),
-        bundle.manifest,
-        kept=bundle.kept if artifact is None else {artifact},
-        runtime=runtime,
-        forced=forced,
-        allow_fallback=allow_fallback,
-        allow_unproven=artifact is not None,
+    plan, session = open_here(
+        bundle, open_plan, device=device, runtime=runtime, artifact=artifact, allow_fallback=allow_fallback
     )
-    plan, session = _open_first(bundle, planning, installed_runtimes(), strict=forced and not allow_fallback)
     try:
         yield plan, session
     finally:
         session.close()
-
-
-def _open_first(
-    bundle: Bundle, planning: _Planning, installed: Mapping[str, InstalledRuntime], *, strict: bool
-) -> tuple[Plan, Session]:
-    """Open the best plan; where its provider is listed but does not start, the next best, and say so."""
-    plan = planning(installed=installed)
-    options = SessionOptions(threads=plan.threads, providers=plan.providers, extra=plan.options)
-    try:
-        return plan, get_runtime(plan.runtime).load(bundle.model_files(plan.artifact), options)
-    except UnavailableError as error:
-        if strict or not plan.providers:
-            raise
-        reason = f"{plan.runtime} on {plan.providers[0]} did not start: {error}"
-    there = installed[plan.runtime]
-    others = tuple(provider for provider in there.providers if provider != plan.providers[0])
-    rest = ChainMap(
-        {plan.runtime: InstalledRuntime(there.version, others)},
-        cast("MutableMapping[str, InstalledRuntime]", installed),
-    )
-    plan, session = _open_first(bundle, planning, rest, strict=strict)
-    return msgspec.structs.replace(plan, reasons=(reason, *plan.reasons)), session

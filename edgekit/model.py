@@ -7,27 +7,23 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import ChainMap
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import cast, overload
+from typing import overload
 
-import msgspec
 import numpy as np
 
 from edgekit.bundle import Bundle, open_bundle
-from edgekit.choose import InstalledRuntime, choose, installed_runtimes
-from edgekit.detect import detect
-from edgekit.devices import load_profile
-from edgekit.errors import EdgeKitError, InvalidFileError, RefusedError, UnavailableError, UsageError
+from edgekit.errors import EdgeKitError, InvalidFileError, RefusedError, UsageError
 from edgekit.golden import GoldenOutcome, run_golden, run_samples
+from edgekit.local import open_here, open_plan
 from edgekit.manifest import Manifest, Plan
 from edgekit.monitor.monitor import ModelMonitor
 from edgekit.monitor.outbox import Outbox
 from edgekit.monitor.recorder import Recorder
-from edgekit.runtimes import Session, SessionOptions, get_runtime
+from edgekit.runtimes import Session
 from edgekit.state import open_state
 from edgekit.tensors import TensorSpec
 
@@ -230,23 +226,16 @@ def load(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if threads is not None and threads < 1:
         raise UsageError("threads must be a positive number", got=threads)
-    forced = device is not None or runtime is not None
-    profile = detect().profile() if device is None else load_profile(device)
-
-    def plan_with(what: Mapping[str, InstalledRuntime]) -> Plan:
-        plan = choose(
-            profile,
-            opened.manifest,
-            what,
-            kept=opened.kept,
-            runtime=runtime,
-            forced=forced,
-            allow_fallback=allow_fallback,
-            allow_unproven=allow_unproven,
-        )
-        return plan if threads is None else msgspec.structs.replace(plan, threads=threads)
-
-    model = _start_first(opened, plan_with, installed_runtimes(), strict=forced and not allow_fallback)
+    plan, model = open_here(
+        opened,
+        start,
+        device=device,
+        runtime=runtime,
+        allow_fallback=allow_fallback,
+        allow_unproven=allow_unproven,
+        threads=threads,
+    )
+    model.plan = plan
     if monitor:
         outbox = Outbox(open_state(state_dir).outbox)
         recorder = Recorder(outbox, window_s)
@@ -262,9 +251,7 @@ def start(bundle: Bundle, plan: Plan) -> Model:
         UnavailableError: The plan's runtime or its first provider is not there, or did not start.
         RefusedError: The golden self-test failed.
     """
-    options = SessionOptions(threads=plan.threads, providers=plan.providers, extra=plan.options)
-    session = get_runtime(plan.runtime).load(bundle.model_files(plan.artifact), options)
-    model = Model(bundle, plan, session)
+    model = Model(bundle, plan, open_plan(bundle, plan))
     try:
         model.warm_up()
         _self_test(model)
@@ -282,37 +269,6 @@ def _self_test(model: Model) -> None:
             f" on {plan.device}: {outcome.reason}",
             hint="Convert again for this device, or try another artifact with --runtime.",
         )
-
-
-def _start_first(
-    bundle: Bundle,
-    plan_with: Callable[[Mapping[str, InstalledRuntime]], Plan],
-    installed: Mapping[str, InstalledRuntime],
-    *,
-    strict: bool,
-) -> Model:
-    """Start the best plan; where its provider is there but does not start, the next best, and say so.
-
-    A provider can be listed and yet lack its libraries: that shows only when a model is opened.
-    """
-    plan = plan_with(installed)
-    try:
-        return start(bundle, plan)
-    except UnavailableError as error:
-        if strict or not plan.providers:
-            raise
-        reason = f"{plan.runtime} on {plan.providers[0]} did not start: {error}"
-    without = ChainMap(
-        {plan.runtime: _without(installed[plan.runtime], plan.providers[0])},
-        cast("MutableMapping[str, InstalledRuntime]", installed),
-    )
-    model = _start_first(bundle, plan_with, without, strict=strict)
-    model.plan = msgspec.structs.replace(model.plan, reasons=(reason, *model.plan.reasons))
-    return model
-
-
-def _without(installed: InstalledRuntime, provider: str) -> InstalledRuntime:
-    return InstalledRuntime(installed.version, tuple(p for p in installed.providers if p != provider))
 
 
 def monitor_for(bundle: Bundle, plan: Plan) -> ModelMonitor:

@@ -279,8 +279,8 @@ def _flaky_profile(monkeypatch: pytest.MonkeyPatch) -> None:
         def profile(self) -> Any:
             return flaky(detect().profile())
 
-    monkeypatch.setattr("edgekit.model.load_profile", lambda name: flaky(load_profile(name)))
-    monkeypatch.setattr("edgekit.model.detect", Detected)
+    monkeypatch.setattr("edgekit.local.load_profile", lambda name: flaky(load_profile(name)))
+    monkeypatch.setattr("edgekit.local.detect", Detected)
 
 
 @pytest.mark.usefixtures("flaky_profile")
