@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,7 +166,7 @@ def read_signals(root: str, profiles: Iterable[DeviceProfile]) -> Signals:
     base = Path(root)
     cpuinfo = _read(base / "proc/cpuinfo")
     arch = _arch(base, cpuinfo)
-    wanted = {pci for profile in profiles if profile.match for pci in profile.match.pci}
+    wanted = {pci: each.match.node for each in profiles if each.match for pci in each.match.pci}
     tree = next(
         (
             folder
@@ -242,7 +242,8 @@ def _l4t(text: str) -> tuple[int, str] | None:
     return (int(found[1]), found[2]) if found else None
 
 
-def _pci(base: Path, wanted: Collection[str]) -> Iterable[PciDevice]:
+def _pci(base: Path, wanted: Mapping[str, str | None]) -> Iterable[PciDevice]:
+    """Yield the devices wanted; a driver of class `accel`, say, makes `accel/accel0` there and under /dev."""
     try:
         folders = sorted((base / "sys/bus/pci/devices").iterdir())
     except OSError:
@@ -253,7 +254,8 @@ def _pci(base: Path, wanted: Collection[str]) -> Iterable[PciDevice]:
         )
         if f"{vendor}:{device}" in wanted:
             driver = re.search(r"^DRIVER=(\S+)", _read(folder / "uevent"), re.MULTILINE)
-            nodes = sorted((base / "dev/accel" / made.name) for made in folder.glob("accel/accel*"))
+            kind = wanted[f"{vendor}:{device}"] or "none"
+            nodes = sorted(base / "dev" / kind / made.name for made in folder.glob(f"{kind}/{kind}*"))
             there = [node for node in nodes if node.exists()]
             yield PciDevice(
                 address=folder.name,
