@@ -25,10 +25,12 @@ setup: .venv/ready .venv-tflite-runtime/ready .venv-clients/ready  ## The three 
 demo: setup  ## Train, convert, serve, watch, with real output (under 6 minutes after the downloads)
 	$(BIN)/python examples/demo.py
 
-test: setup  ## Every test but the soak ones
-	EDGEKIT_MAY_LACK=tflite-runtime,torch $(BIN)/python -m pytest -m "not soak"
+test: setup  ## Every test but the soak ones, in both environments even where the first fails
+	code=0; \
+	EDGEKIT_MAY_LACK=tflite-runtime,torch $(BIN)/python -m pytest -m "not soak" || code=1; \
 	EDGEKIT_MAY_LACK=onnx,openvino,agent $(TFLITE_BIN)/python -m pytest -m "device and not soak" \
-		-p no:cacheprovider
+		-p no:cacheprovider || code=1; \
+	exit $$code
 
 check: setup  ## Lint, types, links, package list, documentation
 	$(BIN)/ruff check
