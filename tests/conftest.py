@@ -28,6 +28,7 @@ EXTRA_OF_MODULE = {
     "sqlalchemy": "sync",
     "tensorflow": "convert",
     "keras": "convert",
+    "sklearn": "convert",
     "onnx": "convert",
     "nncf": "convert",
     "matplotlib": "profile",
