@@ -76,13 +76,16 @@ class Application:
 
     def __init__(self, expected: frozenset[str] = frozenset()) -> None:
         self.lanes: dict[str, dict[int, Lane]] = {}
+        self._newest: dict[str, Lane] = {}
         self.expected = expected
         self.draining = False
         self.answered: dict[int, int] = {}
 
     def add(self, lane: Lane) -> None:
         """Serve a model that has passed its self-test."""
-        self.lanes.setdefault(lane.model.name, {})[lane.model.version] = lane
+        versions = self.lanes.setdefault(lane.model.name, {})
+        versions[lane.model.version] = lane
+        self._newest[lane.model.name] = versions[max(versions)]
 
     def every_lane(self) -> list[Lane]:
         """Return the lanes of every model and version."""
@@ -150,15 +153,17 @@ class Application:
         return found.model in self.expected and found.model not in self.lanes
 
     def _lane(self, found: Route) -> Lane:
+        if not found.version:
+            newest = self._newest.get(found.model)
+            if newest is not None:
+                return newest
         if self._is_loading(found):
             raise HttpError(503, f"model {found.model!r} is loading", headers={"Retry-After": "1"})
         versions = self.lanes.get(found.model)
         if versions is None:
             known = ", ".join(sorted(self.lanes)) or "none"
             raise HttpError(404, f"model {found.model!r} is not found: this server has {known}")
-        version = int(found.version) if found.version and len(found.version) < 19 else None
-        if not found.version:
-            return versions[max(versions)]
+        version = int(found.version) if len(found.version) < 19 else None
         if version not in versions:
             known = ", ".join(str(known) for known in sorted(versions))
             raise HttpError(

@@ -19,6 +19,7 @@ __all__ = [
     "Datatype",
     "array_from_binary",
     "array_from_json",
+    "array_from_values",
     "binary_from_array",
     "bytes_from_binary",
     "json_from_array",
@@ -117,16 +118,27 @@ def array_from_json(name: str, kind: Datatype, shape: tuple[int, ...], data: obj
     Raises:
         HttpError: 400, with what was got and expected.
     """
-    if kind.wire == "FP16":
-        raise HttpError(400, f"input {name!r}: FP16 has no JSON form. Send it as binary data.")
-    count = math.prod(shape)
     try:
-        values = _flat_values(name, kind, shape, count, data)
+        values = _flat_values(name, kind, shape, math.prod(shape), data)
         if kind.leaf is str:
             return _objects(name, [value.encode() for value in values], shape)
-        packed = struct.pack(f"<{count}{kind.code}", *values)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise HttpError(400, f"input {name!r}: data is not {kind.wire}: {error}") from error
+    return array_from_values(name, kind, shape, values)
+
+
+def array_from_values(name: str, kind: Datatype, shape: tuple[int, ...], values: Sequence[Any]) -> Array:
+    """Return a tensor from its elements: Python's, of the datatype's kind, flat and row-major.
+
+    Raises:
+        HttpError: 400, they are too many or too few, or one does not fit into the datatype.
+    """
+    if kind.wire == "FP16":
+        raise HttpError(400, f"input {name!r}: FP16 has no JSON form. Send it as binary data.")
+    if len(values) != math.prod(shape):
+        raise _misshapen(name, shape, len(values))
+    try:
+        packed = struct.pack(f"<{len(values)}{kind.code}", *values)
     except (struct.error, OverflowError) as error:
         raise HttpError(400, f"input {name!r}: a value does not fit into {kind.wire}: {error}") from error
     # bytearray: some runtimes want a writable array
@@ -147,8 +159,6 @@ def _flat_values(name: str, kind: Datatype, shape: tuple[int, ...], count: int, 
         values = _DECODERS[kind.leaf].decode(b"[" + raw.translate(None, b"[]") + b"]")
     else:
         raise _misshapen(name, shape, structure.count(b",") + (structure != b"[]"))
-    if len(values) != count:
-        raise _misshapen(name, shape, len(values))
     return values
 
 

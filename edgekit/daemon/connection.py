@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from edgekit.daemon.application import Application
-from edgekit.daemon.http1 import CONTINUE, HeadParser, HttpError, Reply, error_reply, head_of
-from edgekit.daemon.inbound import Inbound, Limits, Request
+from edgekit.daemon.http1 import CONTINUE, Head, HeadParser, HttpError, Reply, error_reply, head_of
+from edgekit.daemon.inbound import Inbound, Limits
 from edgekit.daemon.lane import Call, Lane
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(error)
                 return
             self._continued = False
-            self._serve(request)
+            self._serve(request.head, request.body)
 
     def _await_body(self) -> None:
         """Tell a client that asks first whether its body is welcome."""
@@ -143,11 +143,10 @@ class Connection(asyncio.BufferedProtocol):
             raise HttpError(error.status, error.message, headers=error.headers, close=True) from error
         self._write([CONTINUE])
 
-    def _serve(self, request: Request) -> None:
-        head = request.head
+    def _serve(self, head: Head, body: memoryview) -> None:
         lane: Lane | None = None
         try:
-            answer = self._application.respond(head, request.body)
+            answer = self._application.respond(head, body)
             if isinstance(answer, Call):
                 lane = answer.lane
                 self._infer(answer)
@@ -157,7 +156,7 @@ class Connection(asyncio.BufferedProtocol):
         except Exception as error:  # noqa: BLE001  a bug of ours: this request fails, the daemon lives
             _log.exception("%s %s failed", head.method, head.target[:200])
             answer = error_reply(HttpError(500, f"internal error: {error}"))
-        self._finish(request, lane, answer)
+        self._finish(head, lane, answer)
 
     def _infer(self, call: Call) -> None:
         lane = call.lane
@@ -168,7 +167,7 @@ class Connection(asyncio.BufferedProtocol):
             if lane.may_run_here(inference.rows) and lock.acquire(blocking=False):
                 try:
                     # the lock is held until the outputs, which the reply views, have been sent or copied
-                    self._finish(Request(call.head, call.body), lane, lane.execute(inference))
+                    self._finish(call.head, lane, lane.execute(inference))
                 finally:
                     lock.release()
                 return
@@ -183,11 +182,10 @@ class Connection(asyncio.BufferedProtocol):
         if call.abandoned:
             call.lane.count(499)  # as nginx counts a client that has gone
             return
-        self._finish(Request(call.head, call.body), call.lane, reply)
+        self._finish(call.head, call.lane, reply)
         self._resume()
 
-    def _finish(self, request: Request, lane: Lane | None, reply: Reply) -> None:
-        head = request.head
+    def _finish(self, head: Head, lane: Lane | None, reply: Reply) -> None:
         keep_alive = head.keep_alive and not self._application.draining
         (lane or self._application).count(reply.status)
         self._served += 1

@@ -105,7 +105,10 @@ class Reply(msgspec.Struct, gc=False):
     @property
     def length(self) -> int:
         """Return the body's size in bytes."""
-        return sum(chunk.nbytes if isinstance(chunk, memoryview) else len(chunk) for chunk in self.chunks)
+        length = 0
+        for chunk in self.chunks:
+            length += len(chunk) if type(chunk) is bytes else chunk.nbytes  # type: ignore[union-attr]
+        return length
 
 
 def json_reply(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -124,20 +127,27 @@ _MESSAGE_CHARACTERS = 1000
 
 def head_of(reply: Reply, *, keep_alive: bool, old: bool = False) -> bytes:
     """Return the reply's head, ready to send."""
-    lines = [_STATUS_LINES[reply.status], "Content-Type: ", reply.content_type]
-    if reply.json_length is not None:
-        lines.append(f"\r\nInference-Header-Content-Length: {reply.json_length}")
-    for name, value in reply.headers.items():
-        lines.append(f"\r\n{name}: {value}")
-    if not keep_alive:
-        lines.append("\r\nConnection: close")
-    elif old:
-        lines.append("\r\nConnection: keep-alive")
-    lines.append(f"\r\nContent-Length: {reply.length}\r\n\r\n")
-    return "".join(lines).encode("latin-1")
+    further = tuple(reply.headers.items()) if reply.headers else ()
+    connection = "" if keep_alive and not old else "keep-alive" if keep_alive else "close"
+    return _head_bytes(reply.status, reply.content_type, reply.json_length, further, connection, reply.length)
 
 
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+@functools.lru_cache(512)  # replies of one model differ little
+def _head_bytes(
+    status: int,
+    content_type: str,
+    json_length: int | None,
+    further: tuple[tuple[str, str], ...],
+    connection: str,
+    length: int,
+) -> bytes:
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Content-Type: {content_type}"]
+    if json_length is not None:
+        lines.append(f"Inference-Header-Content-Length: {json_length}")
+    lines += [f"{name}: {value}" for name, value in further]
+    if connection:
+        lines.append(f"Connection: {connection}")
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode("latin-1")
 
 
 def _broken(message: str, status: int = 400) -> HttpError:

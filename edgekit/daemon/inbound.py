@@ -20,6 +20,7 @@ _KEEP_BYTES = 1 << 20
 _ALIGNMENT = 64
 _CHUNK_LINE_BYTES = 256
 _MOST_CHUNKS = 1 << 16
+_LINE_ENDS = b"\r\n"
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -116,12 +117,15 @@ class Inbound:
         Raises:
             HttpError: What came is not a request that may be answered; nothing more can be read.
         """
-        if self._head is None:
-            self._head = self._next_head()
-            if self._head is None:
+        head = self._head
+        if head is None:
+            if self._start == self._end:
                 return None
-            self._begin_body(self._head)
-        return self._next_body(self._head)
+            head = self._head = self._next_head()
+            if head is None:
+                return None
+            self._begin_body(head)
+        return self._next_body(head)
 
     def done(self) -> None:
         """Take back the buffer of the last request: nobody looks at its body any more."""
@@ -135,10 +139,11 @@ class Inbound:
 
     def _next_head(self) -> Head | None:
         start, end = self._start, self._end
-        while start < end and self._data[start] in b"\r\n":
+        while start < end and self._data[start] in _LINE_ENDS:
             start += 1  # RFC 9112 §2.2: empty lines before a request are ignored
         self._start = start
-        stop = self._data.find(b"\r\n\r\n", max(start, self._scanned - 3), end)
+        unseen = self._scanned - 3
+        stop = self._data.find(b"\r\n\r\n", max(start, unseen), end)
         limit = self._limits.head_bytes
         if stop < 0:
             self._scanned = end

@@ -24,6 +24,8 @@ __all__ = ["Inference", "Port", "Signature", "decode_inference", "encode_outputs
 
 Array = np.ndarray[Any, Any]
 _MOST_SHAPES = 64
+_MOST_REMEMBERED = 64
+_REMEMBERED_BYTES = 2048
 _ABSENT = msgspec.Raw()
 
 
@@ -60,6 +62,18 @@ class Port:
         return {"name": self.spec.name, "datatype": self.kind.wire, "shape": list(self.spec.shape)}
 
 
+class _Layout(NamedTuple):
+    """What the JSON of a request with binary tensors only says: checked once, whatever the tensors hold.
+
+    Attributes:
+        tensors: Name, port, shape and bytes, in the order of the data.
+    """
+
+    tensors: tuple[tuple[str, Port, tuple[int, ...], int], ...]
+    wanted: Sequence[tuple[str, bool]]
+    id: str | None
+
+
 class Signature:
     """What the protocol needs to know of a model."""
 
@@ -71,6 +85,12 @@ class Signature:
         self.outputs = {spec.name: Port(spec) for spec in outputs}
         self.all_json = tuple((name, False) for name in self.outputs)
         self.all_binary = tuple((name, True) for name in self.outputs)
+        # a client repeats itself: what the JSON before binary tensors means, and that of the reply
+        self.layouts: dict[bytes, _Layout] = {}
+        self.described: dict[tuple[tuple[int, ...], ...], bytes] = {}
+        self.fixed_size = all(port.kind.size for port in self.outputs.values())
+        leaves = {port.kind.leaf for port in self.inputs.values()}
+        self.flat_decoder = _FLAT_DECODERS.get(leaves.pop()) if len(leaves) == 1 else None
 
 
 class Inference(NamedTuple):
@@ -147,6 +167,40 @@ class _Response(msgspec.Struct, omit_defaults=True, gc=False):
     id: str | None = None
 
 
+class _FlatInput(_Input, gc=False):
+    """An input whose data has been read as a flat list of its datatype already."""
+
+
+class _Bools(_FlatInput, gc=False):
+    data: list[bool] = _ABSENT  # type: ignore[assignment]
+
+
+class _Ints(_FlatInput, gc=False):
+    data: list[int] = _ABSENT  # type: ignore[assignment]
+
+
+class _Floats(_FlatInput, gc=False):
+    data: list[float] = _ABSENT  # type: ignore[assignment]
+
+
+class _BoolMessage(_Message, gc=False):
+    inputs: list[_Bools]  # type: ignore[assignment]
+
+
+class _IntMessage(_Message, gc=False):
+    inputs: list[_Ints]  # type: ignore[assignment]
+
+
+class _FloatMessage(_Message, gc=False):
+    inputs: list[_Floats]  # type: ignore[assignment]
+
+
+#: For models whose inputs are all of one kind: most clients send flat lists, and one pass over them will do.
+_FLAT_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    bool: msgspec.json.Decoder(_BoolMessage),
+    int: msgspec.json.Decoder(_IntMessage),
+    float: msgspec.json.Decoder(_FloatMessage),
+}
 _DECODER = msgspec.json.Decoder(_Message)
 _ENCODER = msgspec.json.Encoder()
 
@@ -162,34 +216,88 @@ def decode_inference(signature: Signature, body: memoryview, json_length: int | 
     Raises:
         HttpError: 400, saying what is wrong.
     """
-    if json_length is None:
-        json_length = len(body)
-    elif json_length == 0 and len(body) > 0:
+    if json_length is None or json_length == len(body):
+        return _decode(signature, _message(signature, body), body, len(body))
+    if json_length == 0 and len(body) > 0:
         return _raw_inference(signature, body)
-    elif not 0 < json_length <= len(body):
+    if not 0 < json_length < len(body):
         raise HttpError(400, f"inference header size should be in range (0, {len(body)})")
-    message = _message(body[:json_length])
+    if json_length > _REMEMBERED_BYTES:
+        return _decode(signature, _message(signature, body[:json_length]), body, json_length)
+    text = bytes(body[:json_length])
+    layout = signature.layouts.get(text)
+    if layout is None:
+        message = _message(signature, text)
+        layout = _layout(signature, message)
+        if layout is None:
+            return _decode(signature, message, body, json_length)
+        if len(signature.layouts) >= _MOST_REMEMBERED:
+            signature.layouts.clear()
+        signature.layouts[text] = layout
+    return _cut(layout, body, json_length)
+
+
+def _decode(signature: Signature, message: _Message, body: memoryview, offset: int) -> Inference:
+    """Take the tensors out of the message, and out of the body from `offset`."""
     feed: dict[str, Array] = {}
-    offset = json_length
     for tensor in message.inputs:
         port = _port(signature, tensor, feed)
         nbytes = port.nbytes(tensor.shape)
-        size = tensor.parameters.binary_data_size if tensor.parameters else None
-        if size is None:
-            feed[tensor.name] = _from_json(port, tensor)
-        else:
-            feed[tensor.name] = _from_binary(port, tensor, body, offset, size, nbytes)
+        if _is_binary(tensor):
+            size = _binary_size(port, tensor, nbytes)
+            feed[tensor.name] = _from_binary(tensor.name, port, tensor.shape, body, offset, size)
             offset += size
-    if offset != len(body):
-        raise HttpError(400, f"the body has {len(body) - offset} bytes after the last tensor: expected none")
-    if len(feed) != len(signature.inputs):
-        missing = next(name for name in signature.inputs if name not in feed)
-        raise HttpError(400, f"input {missing!r} is missing: expected {_known(signature.inputs)}")
+        else:
+            feed[tensor.name] = _from_json(port, tensor)
+    _check_complete(signature, feed)
+    _check_length(body, offset)
     shape = message.inputs[0].shape
     return Inference(feed, _wanted(signature, message), message.id, shape[0] if shape else 1)
 
 
-def _message(data: memoryview) -> _Message:
+def _layout(signature: Signature, message: _Message) -> _Layout | None:
+    """Return what the message says of its binary tensors; None where some tensor comes in JSON."""
+    tensors: dict[str, tuple[str, Port, tuple[int, ...], int]] = {}
+    for tensor in message.inputs:
+        if not _is_binary(tensor):
+            return None
+        port = _port(signature, tensor, tensors)
+        size = _binary_size(port, tensor, port.nbytes(tensor.shape))
+        tensors[tensor.name] = (tensor.name, port, tensor.shape, size)
+    _check_complete(signature, tensors)
+    return _Layout(tuple(tensors.values()), _wanted(signature, message), message.id)
+
+
+def _cut(layout: _Layout, body: memoryview, offset: int) -> Inference:
+    feed: dict[str, Array] = {}
+    for name, port, shape, size in layout.tensors:
+        feed[name] = _from_binary(name, port, shape, body, offset, size)
+        offset += size
+    if offset != len(body):
+        _check_length(body, offset)
+    shape = layout.tensors[0][2]
+    return Inference(feed, layout.wanted, layout.id, shape[0] if shape else 1)
+
+
+def _check_complete(signature: Signature, given: Mapping[str, object]) -> None:
+    if len(given) != len(signature.inputs):
+        missing = next(name for name in signature.inputs if name not in given)
+        raise HttpError(400, f"input {missing!r} is missing: expected {_known(signature.inputs)}")
+
+
+def _check_length(body: memoryview, offset: int) -> None:
+    if offset != len(body):
+        raise HttpError(400, f"the body has {len(body) - offset} bytes after the last tensor: expected none")
+
+
+def _message(signature: Signature, data: memoryview | bytes) -> _Message:
+    if signature.flat_decoder is not None:
+        try:
+            message: _Message = signature.flat_decoder.decode(data)
+        except (ValueError, RecursionError):
+            pass  # nested data, or a mistake: the general way reads the one and explains the other
+        else:
+            return message
     try:
         try:
             return _DECODER.decode(data)
@@ -208,11 +316,11 @@ def _message(data: memoryview) -> _Message:
         raise HttpError(400, f"failed to parse the request JSON: {error}") from error
 
 
-def _port(signature: Signature, tensor: _Input, feed: Mapping[str, Array]) -> Port:
+def _port(signature: Signature, tensor: _Input, given: Mapping[str, object]) -> Port:
     port = signature.inputs.get(tensor.name)
     if port is None:
         raise HttpError(400, f"unknown input {tensor.name!r}: expected {_known(signature.inputs)}")
-    if tensor.name in feed:
+    if tensor.name in given:
         raise HttpError(400, f"input {tensor.name!r} is given twice")
     if tensor.datatype != port.kind.wire:
         raise HttpError(
@@ -224,30 +332,45 @@ def _port(signature: Signature, tensor: _Input, feed: Mapping[str, Array]) -> Po
     return port
 
 
+def _is_binary(tensor: _Input) -> bool:
+    return tensor.parameters is not None and tensor.parameters.binary_data_size is not None
+
+
 def _from_json(port: Port, tensor: _Input) -> Array:
     if tensor.data is _ABSENT:
         raise HttpError(400, f"input {tensor.name!r} has neither data nor binary_data_size")
+    if isinstance(tensor, _FlatInput):
+        return codec.array_from_values(tensor.name, port.kind, tensor.shape, tensor.data)
     return codec.array_from_json(tensor.name, port.kind, tensor.shape, tensor.data)
 
 
-def _from_binary(port: Port, tensor: _Input, body: memoryview, offset: int, size: int, nbytes: int) -> Array:
+def _binary_size(port: Port, tensor: _Input, nbytes: int) -> int:
+    """Return how many bytes of the body belong to the tensor."""
+    size = tensor.parameters.binary_data_size if tensor.parameters else None
+    assert size is not None
     if tensor.data is not _ABSENT:
         raise HttpError(400, f"input {tensor.name!r} has both data and binary_data_size")
-    if offset + size > len(body):
-        raise HttpError(
-            400,
-            f"input {tensor.name!r}: the body ends within the binary data: got {len(body) - offset} bytes, "
-            f"expected {size}",
-        )
-    if port.kind.size == 0:
-        return codec.bytes_from_binary(tensor.name, tensor.shape, body[offset : offset + size])
-    if size != nbytes:
+    if size != nbytes and port.kind.size:
         raise HttpError(
             400,
             f"input {tensor.name!r}: binary_data_size does not fit the shape {list(tensor.shape)}: "
             f"got {size}, expected {nbytes}",
         )
-    return codec.array_from_binary(port.kind, tensor.shape, body, offset)
+    return size
+
+
+def _from_binary(
+    name: str, port: Port, shape: tuple[int, ...], body: memoryview, offset: int, size: int
+) -> Array:
+    if offset + size > len(body):
+        raise HttpError(
+            400,
+            f"input {name!r}: the body ends within the binary data: got {len(body) - offset} bytes, "
+            f"expected {size}",
+        )
+    if port.kind.size == 0:
+        return codec.bytes_from_binary(name, shape, body[offset : offset + size])
+    return codec.array_from_binary(port.kind, shape, body, offset)
 
 
 def _wanted(signature: Signature, message: _Message) -> Sequence[tuple[str, bool]]:
@@ -319,6 +442,8 @@ def encode_outputs(signature: Signature, request: Inference, outputs: Mapping[st
         request: What was asked for.
         outputs: Arrays by output name. Large ones are not copied: the reply holds views of them.
     """
+    if request.id is None and request.wanted is signature.all_binary and signature.fixed_size:
+        return _encode_binary(signature, outputs)
     described: list[_Output] = []
     tensors: list[bytes | memoryview] = []
     for name, binary in request.wanted:
@@ -326,17 +451,42 @@ def encode_outputs(signature: Signature, request: Inference, outputs: Mapping[st
         kind = signature.outputs[name].kind
         if binary:
             data = codec.binary_from_array(kind, array)
-            size = len(data) if isinstance(data, bytes) else data.nbytes
-            described.append(_Output(name, kind.wire, array.shape, {"binary_data_size": size}))
+            described.append(_described(name, kind, array, data))
             tensors.append(data)
         else:
             values = codec.json_from_array(name, kind, array)
             described.append(_Output(name, kind.wire, array.shape, None, values))
-    response = _Response(signature.name, signature.version, described, request.id)
-    head = _to_json(response)
+    head = _to_json(_Response(signature.name, signature.version, described, request.id))
     if not tensors:
         return Reply(200, (head,))
     return Reply(200, (head, *tensors), "application/octet-stream", len(head))
+
+
+def _encode_binary(signature: Signature, outputs: Mapping[str, Array]) -> Reply:
+    """Build the most frequent reply: all outputs in binary, whose JSON depends on their shapes only."""
+    tensors: list[bytes | memoryview] = []
+    shapes: list[tuple[int, ...]] = []
+    for name, port in signature.outputs.items():
+        array = outputs[name]
+        tensors.append(codec.binary_from_array(port.kind, array))
+        shapes.append(array.shape)
+    key = tuple(shapes)
+    head = signature.described.get(key)
+    if head is None:
+        described = [
+            _described(name, port.kind, outputs[name], data)
+            for (name, port), data in zip(signature.outputs.items(), tensors, strict=True)
+        ]
+        head = _to_json(_Response(signature.name, signature.version, described))
+        if len(signature.described) >= _MOST_REMEMBERED:
+            signature.described.clear()
+        signature.described[key] = head
+    return Reply(200, (head, *tensors), "application/octet-stream", len(head))
+
+
+def _described(name: str, kind: codec.Datatype, array: Array, data: bytes | memoryview) -> _Output:
+    size = len(data) if isinstance(data, bytes) else data.nbytes
+    return _Output(name, kind.wire, array.shape, {"binary_data_size": size})
 
 
 def _to_json(response: _Response) -> bytes:

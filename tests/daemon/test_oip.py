@@ -313,7 +313,7 @@ SHM = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
         ({"inputs": [tensor()]}, "neither data nor binary_data_size"),
         ({"inputs": [tensor([1, 2], parameters={"binary_data_size": 8})]}, "both data and"),
         ({"inputs": [tensor(parameters={"binary_data_size": 8})]}, "the body ends within"),
-        ({"inputs": [tensor(parameters={"binary_data_size": 2**70})]}, "the body ends within"),
+        ({"inputs": [tensor(parameters={"binary_data_size": 2**70})]}, "does not fit the shape"),
         ({"inputs": [tensor(parameters={"binary_data_size": -1})]}, "Expected `int` >= 0"),
         ({"inputs": [tensor(parameters=SHM)]}, "shared memory is not supported"),
         ({"inputs": [tensor([1, 2])], "outputs": [{"name": "q"}]}, "unknown output 'q'"),
