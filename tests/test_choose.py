@@ -124,6 +124,19 @@ def test_the_preferred_plan_has_one_reason() -> None:
     assert plan.reasons == ("tflite-int8 (accepted) in litert on CPU: what raspberry-pi-4 prefers",)
 
 
+def test_a_plan_with_later_providers_to_hand_is_still_the_preferred_one() -> None:
+    plan = choose(load_profile("jetson"), bundle(JETSON), TRT)
+    assert plan.reasons[-1].endswith("on TensorrtExecutionProvider: what jetson prefers")
+    plan = choose(load_profile("intel-npu"), bundle(INTEL[:2]), NPU)
+    assert plan.reasons[-1].endswith("on NPU: the best of what is left")
+
+
+def test_a_precision_that_nobody_lists_comes_last() -> None:
+    pi = load_profile("raspberry-pi-4")
+    assert choose(pi, bundle(("tflite-int4", "tflite-int16x8")), LITERT).artifact == "tflite-int16x8"
+    assert choose(pi, bundle(("tflite-int4",)), LITERT).artifact == "tflite-int4"
+
+
 def test_each_step_down_is_a_reason() -> None:
     plan = choose(load_profile("jetson"), bundle(JETSON), ORT)
     assert "onnxruntime has no TensorrtExecutionProvider here: stepping down" in plan.reasons
@@ -173,6 +186,15 @@ def test_a_forced_device_whose_provider_is_absent_is_refused(
     assert caught.value.expected == wanted
     assert there in str(caught.value.got)
     assert "--allow-fallback" in str(caught.value)
+
+
+def test_what_is_there_is_told_without_the_double() -> None:
+    with pytest.raises(UnavailableError) as caught:
+        choose(load_profile("jetson"), bundle(JETSON), LITERT | NPU | NULL, forced=True)
+    assert caught.value.got == "ai-edge-litert 2.3.0 (CPU); openvino 2026.4.1 (CPU, NPU)"
+    with pytest.raises(UnavailableError) as caught:
+        choose(load_profile("jetson"), bundle(JETSON), NULL, forced=True)
+    assert caught.value.got == "no runtime"
 
 
 def test_a_forced_device_steps_down_when_told_to_and_says_so() -> None:
@@ -266,6 +288,10 @@ def test_a_missing_runtime_names_the_command() -> None:
     with pytest.raises(UnavailableError) as caught:
         choose(load_profile("raspberry-pi-4"), bundle(RPI), NOTHING)
     assert caught.value.hint == "Run: pip install 'edgekit-deploy[tflite,onnx]'."
+    assert "litert is not installed: stepping down; onnxruntime is not installed" in caught.value.what
+    with pytest.raises(UnavailableError) as caught:
+        choose(load_profile("raspberry-pi-4"), bundle(RPI), NOTHING, runtime="null")
+    assert caught.value.hint is None
 
 
 def test_a_free_shape_does_not_go_to_an_npu() -> None:
@@ -274,8 +300,9 @@ def test_a_free_shape_does_not_go_to_an_npu() -> None:
     plan = choose(ultra, free, NPU)
     assert plan.providers == ("CPU",)
     assert plan.reasons[0] == "openvino-fp16: NPU takes static shapes only, and input 'image' has a free size"
-    with pytest.raises(UsageError, match="static shapes only"):
+    with pytest.raises(UsageError, match="static shapes only") as caught:
         choose(ultra, free, NPU, forced=True)
+    assert "--target intel-core-ultra" in str(caught.value.hint)
     both = manifest(artifact("openvino-int8", batch=-1), artifact("openvino-fp16"))
     assert choose(ultra, both, NPU).artifact == "openvino-fp16"
     assert choose(ultra, both, NPU).providers == ("NPU", "CPU")
@@ -351,3 +378,5 @@ def test_this_machine_s_runtimes_are_listed_without_raising() -> None:
     assert "null" in list(found)
     assert len(found) + len(found.problems) == 4
     assert all(each.version for each in found.values())
+    assert all(each.providers for each in found.values())
+    assert all("pip install" in reason for reason in found.problems.values())
