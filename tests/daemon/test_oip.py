@@ -285,7 +285,7 @@ SHM = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
         (b'{"inputs": 5}', "Expected `array`"),
         (b'{"inputs": []}', "input 'x' is missing"),
         (b'{"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [1, ]}]}', "parse"),
-        (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ' + b"[" * 5000 + b"1" + b"]" * 5000 + b"}]}", "recursion"),
+        (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ' + b"[" * 100_000 + b"1" + b"]" * 100_000 + b"}]}", "recursion"),
         (b"\xff\xfe", "parse"),
         (b'{"id": "\xff", "inputs": []}', "parse"),
         (b'{"id": "\\ud800", "inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [NaN]}]}', "parse"),
