@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -101,4 +102,5 @@ def _essence(text: str) -> str:
     """Return the line that tells why, out of the converter's pages."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if "Flex ops:" in line or "not a tflite op" in line or "error:" in line]
-    return (telling or lines or ["no reason given"])[0][:300]
+    line = (telling or lines or ["no reason given"])[0]
+    return re.sub(r"^.*error: loc\(.*\): ", "", line)[:300]

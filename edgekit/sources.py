@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import re
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -132,6 +133,11 @@ def _tensorflow() -> Any:
     return tf
 
 
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts `output_10` behind `output_9`: a signature has no order of its own."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def _specs(tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
@@ -140,7 +146,7 @@ def _specs(tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
             shape=tuple(-1 if size is None else int(size) for size in t.shape),
             layout="NHWC" if len(t.shape) == 4 else "",
         )
-        for name, t in tensors.items()
+        for name, t in sorted(tensors.items(), key=lambda item: _in_order(item[0]))
     )
 
 

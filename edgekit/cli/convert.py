@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgekit.convert import ConvertOutcome
+    from edgekit.convert import ConvertOutcome, ConvertRequest
 
 __all__ = ["convert"]
 
@@ -109,7 +109,7 @@ def convert(as_json: bool, **options: Any) -> None:
     request = _request(**options)
     with progress_bar("converting", quiet=as_json) as progress:
         outcome = run(request, progress)
-    _print_json(outcome) if as_json else _print_table(outcome, request.target)
+    _print_json(outcome, request.out) if as_json else _print_table(outcome, request)
 
 
 def _request(
@@ -149,13 +149,13 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _print_json(outcome: ConvertOutcome) -> None:
+def _print_json(outcome: ConvertOutcome, out: Path) -> None:
     import msgspec
 
     from edgekit.report import row_as_data
 
     data = {
-        "bundle": str(outcome.bundle.root),
+        "bundle": str(out),
         "digest": outcome.bundle.digest,
         "task": outcome.task,
         "plan": msgspec.to_builtins(outcome.plan),
@@ -166,7 +166,7 @@ def _print_json(outcome: ConvertOutcome) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2))
 
 
-def _print_table(outcome: ConvertOutcome, target: str) -> None:
+def _print_table(outcome: ConvertOutcome, request: ConvertRequest) -> None:
     from edgekit.cli.output import print_table
 
     rows = []
@@ -188,7 +188,7 @@ def _print_table(outcome: ConvertOutcome, target: str) -> None:
     metrics = {row.gate.metric.name for row in outcome.rows if row.gate and row.gate.metric}
     name = next(iter(metrics), "metric")
     print_table(
-        f"{outcome.bundle.manifest.name} for {target}",
+        f"{outcome.bundle.manifest.name} for {request.target}",
         ("artifact", "size", "max error", name, "drop, bound (pp)", "n", "p50", "verdict"),
         rows,
     )
@@ -209,5 +209,5 @@ def _print_table(outcome: ConvertOutcome, target: str) -> None:
         if golden.origin == "real"
         else f"golden set: {shipped}"
     )
-    click.echo(f"bundle: {outcome.bundle.root}  sha256:{outcome.bundle.digest}")
+    click.echo(f"bundle: {request.out}  sha256:{outcome.bundle.digest}")
     click.echo(f"report: {outcome.report / 'report.html'}")
