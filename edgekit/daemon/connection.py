@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from edgekit.daemon.application import Application
 from edgekit.daemon.http1 import CONTINUE, Head, HeadParser, HttpError, Reply, error_reply, head_of
@@ -27,6 +27,8 @@ _log = logging.getLogger("edgekit.daemon")
 #: `writev` takes at most 1024 buffers (IOV_MAX on Linux).
 _MOST_BUFFERS = 512
 _HIGH_WATER_BYTES = 1 << 20
+#: Pipelined requests that one connection has answered before the others have their turn.
+_TURN_REQUESTS = 4
 _DISCARD = bytearray(64 << 10)
 
 
@@ -54,6 +56,7 @@ class Connection(asyncio.BufferedProtocol):
         self._socket = -1
         self._call: Call | None = None  # in the worker
         self._blocked = False  # the client does not take what is sent
+        self._yielded = False  # others have their turn before this one's next request
         self._reading = True
         self._closing = False  # no further request is read
         self._lingering = False  # the last reply is out, the client has not closed yet
@@ -89,7 +92,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             return
         self._inbound.received(nbytes)
-        if self._call is None:
+        if self._call is None and not self._yielded:
             self._pump()
         if not self._closing and not self._inbound.has_room:
             self._pause()
@@ -97,11 +100,11 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Finish what is under way for a client that has only closed its sending half."""
         self._half_closed = True
-        if self._closing or (self._call is None and not self._blocked):
-            if self._inbound.partial and not self._closing:
-                self._refuse(HttpError(400, "the request is cut off", close=True))
-            return False
-        return True
+        if self._waiting and not self._closing:
+            return True
+        if self._inbound.partial and not self._closing:
+            self._refuse(HttpError(400, "the request is cut off", close=True))
+        return False
 
     def pause_writing(self) -> None:
         """Read no further request while the client does not take the replies."""
@@ -115,9 +118,16 @@ class Connection(asyncio.BufferedProtocol):
 
     # Requests.
 
+    @property
+    def _waiting(self) -> bool:
+        """Tell whether the next request must wait: for the worker, the client, or the others' turn."""
+        return self._call is not None or self._blocked or self._yielded
+
     def _pump(self) -> None:
-        """Answer the complete requests, in order, until one must wait for the worker or the client."""
-        while self._call is None and not self._blocked and not self._closing:
+        """Answer the complete requests, in order, until one must wait."""
+        for _ in range(_TURN_REQUESTS):
+            if self._waiting or self._closing:
+                return
             try:
                 request = self._inbound.next()
                 if request is None:
@@ -128,6 +138,12 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._continued = False
             self._serve(request.head, request.body)
+        self._yielded = True
+        self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._yielded = False
+        self._resume()
 
     def _await_body(self) -> None:
         """Tell a client that asks first whether its body is welcome."""
@@ -141,7 +157,7 @@ class Connection(asyncio.BufferedProtocol):
             self._application.admit(head)
         except HttpError as error:
             raise HttpError(error.status, error.message, headers=error.headers, close=True) from error
-        self._write([CONTINUE])
+        self._write([CONTINUE], len(CONTINUE))
 
     def _serve(self, head: Head, body: memoryview) -> None:
         lane: Lane | None = None
@@ -190,7 +206,10 @@ class Connection(asyncio.BufferedProtocol):
         (lane or self._application).count(reply.status)
         self._served += 1
         start = head_of(reply, keep_alive=keep_alive, old=head.old)
-        self._write([start] if head.method == "HEAD" else [start, *reply.chunks])
+        if head.method == "HEAD":
+            self._write([start], len(start))
+        else:
+            self._write([start, *reply.chunks], len(start) + reply.length, owned=reply.owned)
         self._inbound.done()
         if not keep_alive:
             self._close()
@@ -199,27 +218,34 @@ class Connection(asyncio.BufferedProtocol):
         """Answer what cannot be read any further, and close once the client has had time to read it."""
         reply = error_reply(error)
         self._application.count(reply.status)
-        self._write([head_of(reply, keep_alive=False), *reply.chunks])
+        start = head_of(reply, keep_alive=False)
+        self._write([start, *reply.chunks], len(start) + reply.length)
         self._close()
 
     # Writing and closing.
 
-    def _write(self, chunks: Sequence[Chunk]) -> None:
+    def _write(self, chunks: Sequence[Chunk], size: int, *, owned: bool = True) -> None:
+        """Send what the kernel takes at once and leave the rest to the transport.
+
+        Args:
+            chunks: What to send.
+            size: Of all of it in bytes.
+            owned: The chunks stay as they are until they are sent; if not, what cannot be sent now is copied.
+        """
         if self._transport.is_closing():
             return
-        if len(chunks) > _MOST_BUFFERS or self._transport.get_write_buffer_size():
-            self._transport.write(b"".join(chunks))
-            return
-        try:
-            sent = os.writev(self._socket, chunks)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._transport.abort()
-            return
-        rest = _after(chunks, sent)
-        if rest:
-            self._transport.write(rest)
+        sent = 0
+        if len(chunks) <= _MOST_BUFFERS and not self._transport.get_write_buffer_size():
+            try:
+                sent = os.writev(self._socket, chunks)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._transport.abort()
+                return
+        if sent < size:
+            rest = _after(chunks, sent)
+            self._transport.writelines(rest if owned else [b"".join(rest)])
 
     def _close(self) -> None:
         """Close after what has been written, once the client has had time to read it (RFC 9112 §9.6).
@@ -242,11 +268,11 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._call is None and not self._blocked and not self._closing:
+        if not self._waiting and not self._closing:
             self._pump()
-            if self._half_closed and self._call is None and not self._blocked:
+            if self._half_closed and not self._waiting:
                 self._transport.close()
-        if self._call is None and not self._blocked and (self._closing or self._inbound.has_room):
+        if self._closing or (self._call is None and not self._blocked and self._inbound.has_room):
             self._resume_reading()
 
     def _resume_reading(self) -> None:
@@ -323,17 +349,15 @@ class Connection(asyncio.BufferedProtocol):
         }[phase]
 
 
-def _after(chunks: Sequence[Chunk], sent: int) -> bytes:
-    """Return a copy of what follows the first `sent` bytes of the chunks."""
-    rest: list[Any] = []
+def _after(chunks: Sequence[Chunk], sent: int) -> list[memoryview]:
+    """Return views of what follows the first `sent` bytes of the chunks."""
+    rest: list[memoryview] = []
     for chunk in chunks:
-        view = memoryview(chunk)
-        if sent >= view.nbytes:
-            sent -= view.nbytes
-            continue
-        rest.append(view.cast("B")[sent:] if sent else view)
-        sent = 0
-    return b"".join(rest)
+        view = memoryview(chunk).cast("B")
+        if sent < view.nbytes:
+            rest.append(view[sent:])
+        sent = max(0, sent - view.nbytes)
+    return rest
 
 
 def _tell(

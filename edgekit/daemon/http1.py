@@ -94,6 +94,7 @@ class Reply(msgspec.Struct, gc=False):
 
     Attributes:
         json_length: Bytes of JSON before the binary tensors; None where there are none.
+        owned: Nobody will write to the buffers any more: they may be sent later without a copy.
     """
 
     status: int
@@ -101,6 +102,7 @@ class Reply(msgspec.Struct, gc=False):
     content_type: str = JSON
     json_length: int | None = None
     headers: Mapping[str, str] = {}
+    owned: bool = True
 
     @property
     def length(self) -> int:

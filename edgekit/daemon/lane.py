@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from edgekit.manifest import Plan
     from edgekit.monitor.monitor import ModelMonitor
+    from edgekit.runtimes.base import Session
     from edgekit.tensors import TensorSpec
 
 __all__ = ["Call", "Lane", "Servable", "ServiceTime"]
@@ -44,6 +45,7 @@ class Servable(Protocol):
     name: str
     version: int
     plan: Plan
+    session: Session
     lock: threading.Lock
     monitor: ModelMonitor | None
     inputs: tuple[TensorSpec, ...]
@@ -153,6 +155,7 @@ class Lane:
         self.waiting = 0
         self.answered: dict[int, int] = {}
         self._limit, self._clock = queue_limit, clock
+        self._fresh = model.session.fresh_outputs
         self._jobs: queue.SimpleQueue[tuple[Call, Callable[[Reply], None]] | None] = queue.SimpleQueue()
         # a daemon thread: one that is stuck in native code must not keep the process from ending
         self._worker = threading.Thread(target=self._work, name=f"infer-{model.name}", daemon=True)
@@ -184,6 +187,7 @@ class Lane:
         try:
             outputs = self.model.infer(inference.feed)
             reply = oip.encode_outputs(self.signature, inference, outputs)
+            reply.owned = self._fresh
         except UsageError as error:
             raise HttpError(400, str(error)) from error
         except EdgeKitError as error:
@@ -236,7 +240,8 @@ class Lane:
         try:
             inference = call.decode()
             with self.model.lock:
-                return _owned(self.execute(inference))
+                reply = self.execute(inference)
+                return reply if reply.owned else _owned(reply)
         except HttpError as error:
             return error_reply(error)
         except Exception as error:  # noqa: BLE001  a bug of ours: this request fails, the worker lives
@@ -250,4 +255,4 @@ _GONE = error_reply(HttpError(500, "the client has gone"))
 def _owned(reply: Reply) -> Reply:
     """Return the reply with copies in place of views: another call may run before it is sent."""
     chunks = tuple(chunk if isinstance(chunk, bytes) else chunk.tobytes() for chunk in reply.chunks)
-    return msgspec.structs.replace(reply, chunks=chunks)
+    return msgspec.structs.replace(reply, chunks=chunks, owned=True)

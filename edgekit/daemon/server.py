@@ -185,6 +185,7 @@ class Daemon:
                 loading = asyncio.ensure_future(_in_thread(loop, lambda offer=offer: self._make_lane(offer)))  # type: ignore[misc]
                 await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 if not loading.done():
+                    loading.cancel()
                     return False
                 lane = loading.result()
                 self.application.add(lane)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import struct
@@ -74,6 +75,23 @@ def test_live_at_once_and_ready_only_with_every_model(serving: Serving) -> None:
     assert running.infer("affine", FOUR).status == 200
 
 
+def test_told_to_end_while_a_model_loads_it_ends_without_a_word(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    go = threading.Event()
+
+    def load() -> Model:
+        assert go.wait(20)
+        return affine()
+
+    running = serving(Offer("affine", load), wait_ready=False, linger_s=0.0)
+    running.stop()
+    gc.collect()  # asyncio complains when it finds a task that nobody ended
+    go.set()
+    assert running.error is None
+    assert caplog.text == ""
+
+
 def test_a_model_that_fails_its_self_test_ends_the_daemon(serving: Serving) -> None:
     def load() -> Model:
         raise RefusedError("it failed its golden self-test")
@@ -101,6 +119,55 @@ def test_health_and_other_models_answer_during_a_slow_call(serving: Serving) -> 
     first.join(10)
     second.join(10)
     assert 'edgekit_queue_depth{model="gated",version="1"} 0' in running.ask("GET", "/metrics").body.decode()
+
+
+def test_a_client_that_pipelines_does_not_keep_the_others_out(serving: Serving) -> None:
+    specs = slow(0)
+    calls: list[int] = []
+    begun = threading.Event()
+
+    def work(feed: dict[str, object]) -> dict[str, object]:
+        calls.append(1)
+        if len(calls) > 2:
+            begun.set()
+        time.sleep(INLINE_S / 2)
+        return {"y": feed["x"]}
+
+    running = serving(model_of("brief", specs.inputs, specs.outputs, work))  # type: ignore[arg-type]
+    assert running.infer("brief", ONE).status == 200  # now it is known to be quick enough for the loop
+    requests = request_bytes("/v2/models/brief/infer", json.dumps(ONE).encode()) * 120
+    with running.connect() as greedy:
+        greedy.sendall(requests)
+        assert begun.wait(10)
+        assert running.ask("GET", "/v2/health/live").status == 200
+        assert len(calls) < 100
+        buffered = bytearray()
+        assert [read_reply(greedy, buffered).status for _ in range(120)] == [200] * 120
+
+
+def test_pipelined_requests_of_a_client_that_has_closed_its_sending_half(serving: Serving) -> None:
+    running = serving(affine())
+    with running.connect() as stream:
+        stream.sendall(request_bytes("/v2/models/affine/infer", json.dumps(FOUR).encode()) * 50)
+        stream.shutdown(socket.SHUT_WR)
+        buffered = bytearray()
+        assert [read_reply(stream, buffered).status for _ in range(50)] == [200] * 50
+        assert stream.recv(1) == b""
+
+
+def test_told_to_end_while_a_model_loads(serving: Serving) -> None:
+    loading, go = threading.Event(), threading.Event()
+
+    def load() -> Model:
+        loading.set()
+        assert go.wait(20)
+        return affine()
+
+    running = serving(Offer("affine", load), wait_ready=False)
+    assert loading.wait(10)
+    running.stop()
+    assert running.error is None
+    go.set()
 
 
 def test_a_full_queue_is_refused_while_it_is_full(serving: Serving) -> None:

@@ -417,16 +417,19 @@ def test_large_tensors_in_and_out(serving: Serving) -> None:
         assert [answer.binary == array.tobytes() for answer in answers] == [True] * 3
 
 
-def test_a_reply_to_a_client_that_reads_late_is_complete(serving: Serving) -> None:
+@pytest.mark.parametrize("fresh", [False, True], ids=["outputs used again", "outputs of their own"])
+def test_a_reply_to_a_client_that_reads_late_is_complete(serving: Serving, fresh: bool) -> None:
     """The model's output memory is used again before the first client has read: it must not see that."""
     buffer = np.zeros((1, 2_000_000), np.float32)
 
     def fill(feed: Any) -> dict[str, Any]:
-        buffer[:] = feed["x"][0, 0]
-        return {"y": buffer}
+        target = np.empty_like(buffer) if fresh else buffer
+        target[:] = feed["x"][0, 0]
+        return {"y": target}
 
     specs = echo("float32", (-1, -1))
     reused = model_of("reused", specs.inputs, specs.outputs, fill)
+    reused.session.fresh_outputs = fresh  # type: ignore[misc]
     running = serving(reused)
 
     def request(value: float) -> bytes:
