@@ -55,8 +55,10 @@ class Recorder:
         self._thread: threading.Thread | None = None
 
     def watch(self, monitor: ModelMonitor) -> None:
-        """Begin to fold and report a monitor, and share the device's false alarms with it."""
+        """Begin to fold and report a monitor, and share the device's false alarms with it; not after `stop`."""
         with self._lock:
+            if self._stop.is_set():  # a model that was still being loaded: nobody would close its window
+                return
             self._monitors.append(monitor)
             monitor.add_event(Event(self._wall(), "started", _started(monitor)))
             self._share()

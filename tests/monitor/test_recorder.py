@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -127,6 +128,19 @@ def test_the_last_window_is_stored_on_stop(tmp_path: Path) -> None:
     outbox.close()
     with Outbox(tmp_path / "outbox.sqlite") as again:
         assert again.lost() == 0
+
+
+def test_a_monitor_that_comes_after_the_end_opens_no_window(tmp_path: Path) -> None:
+    clock = Clock()
+    outbox, recorder = make(tmp_path, clock)
+    recorder.stop()
+    outbox.close()
+    recorder.watch(make_monitor(clock))
+    assert outbox._open_windows == 0
+    outbox._disconnect()
+    with sqlite3.connect(tmp_path / "outbox.sqlite") as db:
+        assert db.execute("SELECT * FROM writers").fetchall() == []  # the next start counts nothing as lost
+    db.close()
 
 
 def test_a_monitor_that_is_let_go_reports_what_it_has(tmp_path: Path) -> None:
