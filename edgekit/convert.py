@@ -201,7 +201,7 @@ class _Conversion:
             precisions=request.precisions,
             calibrated=request.calibration is not None,
         )
-        _check_installed(wanted)
+        _check_installed([w for w in wanted if not w.skipped])
         self.progress("reading the model", 0, 1)
         self.source = self.factory.describe(self.kind, request.model)
         self.calibration = self._read(request.calibration, "calibration data")
@@ -249,6 +249,7 @@ class _Conversion:
             if self.evaluation is not None
             else None
         )
+        _check_finite(self.evaluated or {})
         self.golden = self.samples.choose_golden(
             self.request.golden,
             self.task,
@@ -305,14 +306,19 @@ class _Conversion:
         return metric
 
     def _make_and_judge(self, wanted: Sequence[Wanted]) -> None:
-        """Try each artifact's routes, shortest first: the next where one fails or is refused."""
+        """Try each artifact's routes, shortest first: the next where one fails or is refused; say so."""
         pending, attempt = list(wanted), 0
+        earlier: dict[str, tuple[str, ...]] = {}
         while pending:
             self._make(pending, attempt)
             for i, item in enumerate(pending):
                 self.progress(f"scoring {item.name}", i, len(pending))
-                if item.name in self.made and self.made[item.name].wanted is item:
+                if item.name in self.made:
                     self.rows[item.name] = self._score_and_judge(self.made[item.name])
+                row = self.rows[item.name]
+                said = f"{row.status} by {' → '.join(item.routes[attempt])}: {'; '.join(row.reasons)}"
+                self.rows[item.name] = replace(row, reasons=(*row.reasons, *earlier.get(item.name, ())))
+                earlier[item.name] = (*earlier.get(item.name, ()), said)
             attempt += 1
             pending = [
                 w
@@ -337,6 +343,7 @@ class _Conversion:
         )
         for item in pending:
             result = results[item.name]
+            self.made.pop(item.name, None)
             if isinstance(result, EdgeKitError):
                 self.rows[item.name] = Row(item.name, "failed", (str(result),), recipe=recipes[item.name])
             else:

@@ -66,6 +66,7 @@ class Factory:
         self._workers: dict[str, Worker] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
+        self._stopped = False
 
     def close(self) -> None:
         """Stop every worker."""
@@ -143,7 +144,7 @@ class Factory:
             started_from = "" if step.parent else kind
             return self._run_step(step, origin.converted, started_from, stored)
 
-        with ThreadPoolExecutor(self._jobs) as pool:
+        with self._pool() as pool:
             for step in steps:
                 whole = pool.submit(run, step)
                 for precision in step.recipes:
@@ -152,6 +153,21 @@ class Factory:
                 progress(f"converting: {route[-1]} {precision}", i, len(done))
                 _raise_machine_error(future.result())
         return {name: done[recipe.route, recipe.precision].result() for name, recipe in recipes.items()}
+
+    @contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        """Give a pool; an error or Ctrl-C stops what its threads wait for, so that nothing is waited for."""
+        pool = ThreadPoolExecutor(self._jobs)
+        try:
+            yield pool
+        except BaseException:
+            with self._guard:
+                for worker in self._workers.values():
+                    worker.stop()
+                self._stopped = True
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _run_step(self, step: _Step, origin: Converted, kind: str, stored: str | None) -> dict[str, Result]:
         """Run one converter for all its recipes.
@@ -199,6 +215,9 @@ class Factory:
             for answer in worker.ask(task):
                 if answer.part is not None:
                     results[next(waiting)] = Product(answer.part, worker.peak_mib)
+        left = next(waiting, None)
+        if left is not None:
+            raise ConversionError(f"converter {step.converter} made no {converter.format}-{left}")
 
     def _ask(self, environment: str, task: Task) -> list[Answer]:
         with self._worker(environment) as worker:
@@ -207,6 +226,8 @@ class Factory:
     @contextmanager
     def _worker(self, environment: str) -> Iterator[Worker]:
         with self._guard:
+            if self._stopped:
+                raise WorkerDiedError("the worker was stopped")
             if environment not in self._workers:
                 folder = self._scratch / environment
                 folder.mkdir()
@@ -258,6 +279,9 @@ def _part(whole: Future[dict[str, Result]], precision: str) -> Future[Result]:
     part: Future[Result] = Future()
 
     def pass_on(finished: Future[dict[str, Result]]) -> None:
+        if finished.cancelled():
+            part.cancel()
+            return
         error = finished.exception()
         if error is not None:
             part.set_exception(error)

@@ -78,6 +78,7 @@ class Worker:
         self.limits, self.peak_mib = limits, 0.0
         self._scratch = scratch
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
         self._answers = -1
         self._buffer = b""
         self._log = scratch / "worker.log"
@@ -112,6 +113,14 @@ class Worker:
         if answer.error is not None:
             raise _KINDS.get(answer.error_code, ConversionError)(answer.error)
 
+    def stop(self) -> None:
+        """End the task under way, from another thread, and start no other: `ask` raises WorkerDiedError."""
+        self._stopped = True
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Stop the process, if there is one."""
         if self._process is None:
@@ -129,6 +138,8 @@ class Worker:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
+        if self._stopped:
+            raise WorkerDiedError("the worker was stopped")
         home = self._scratch / "home"
         home.mkdir(exist_ok=True)
         reader, writer = os.pipe()
@@ -145,6 +156,8 @@ class Worker:
             )
         os.close(writer)
         self._answers = reader
+        if self._stopped:  # while it was being started
+            raise self._death("was stopped")
         return self._process
 
     def _environment(self, home: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekit.converters.base import Converter, SourceModel
-from edgekit.errors import EdgeKitError
+from edgekit.errors import ConversionError, EdgeKitError, MachineError
 from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
 from edgekit.tasks import Answer, Convert, Describe, Described, RunSource, Score, Scored, Task
 
@@ -32,6 +32,7 @@ __all__ = ["main"]
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _BATCH = 32
+_LONGEST = 600
 
 
 def leave_network() -> bool:
@@ -106,12 +107,15 @@ def _score(task: Score) -> Iterator[Answer]:
         SessionOptions(threads=task.threads, extra=task.extra),
     )
     data = _arrays(task.data)
-    answers = _one_by_one(session, data)
     pairs = task.pairs and all(spec.shape[:1] == (-1,) for spec in session.inputs)
-    if pairs:
-        together = session.run({k: v[:2] for k, v in data.items()})
-        answers.update({f"pair:{name}": np.array(value) for name, value in together.items()})
-    p50_ms = _time(session, {k: v[:1] for k, v in data.items()}, task.timed_runs)
+    try:
+        answers = _one_by_one(session, data)
+        if pairs:
+            together = session.run({k: v[:2] for k, v in data.items()})
+            answers.update({f"pair:{name}": np.array(value) for name, value in together.items()})
+        p50_ms = _time(session, {k: v[:1] for k, v in data.items()}, task.timed_runs)
+    except MachineError as error:  # the artifact's fault here, not the machine's: it cannot ship
+        raise ConversionError(str(error)) from error
     np.savez(task.out, **answers)  # type: ignore[arg-type]  # numpy's stub takes the names for options
     placement = dict(session.placement)
     session.close()
@@ -167,6 +171,7 @@ def _end(error: BaseException | None) -> Answer:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     code = error.exit_code if isinstance(error, EdgeKitError) else 1 if full else 3
     text = str(error) if isinstance(error, EdgeKitError) else f"{type(error).__name__}: {error}"
+    text = " ".join(text.split())[:_LONGEST]  # frameworks write pages; the log has them
     return Answer(done=True, error=text, error_code=code, peak_mib=_peak_mib())
 
 
