@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -98,8 +99,13 @@ def run_server(url: str, listen: Listen, announce: Callable[[str], None]) -> Non
                 timeout_graceful_shutdown=10,
             )
         )
-        # uvicorn raises a signal again when it has finished; SIGTERM would then count as a crash
-        signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
+
+        def finish(_signal: int, _frame: FrameType | None) -> None:
+            server.should_exit = True
+
+        # before uvicorn has its own handler a SIGTERM must count too; after it, uvicorn raises it once more,
+        # and an orderly end must not look like a crash
+        signal.signal(signal.SIGTERM, finish)
         announce(bound.url)
         server.run(sockets=[sock])
     finally:
