@@ -184,7 +184,7 @@ def react_to_enrolment(progress: Progress, answer: Answer, *, wall_s: float, ran
         return _react_to_no(progress, answer, wall_s=wall_s, rand=rand)
     try:
         reply = msgspec.json.decode(answer.body, type=EnrolmentReply)
-    except msgspec.DecodeError:
+    except ValueError:  # bad UTF-8 too
         return _try_later(progress, answer, "the reply is not a sync server's", wall_s=wall_s, rand=rand)
     return Reaction(replace(progress, failures=0), enrolled=reply)
 
@@ -194,7 +194,7 @@ def _react_to_acks(
 ) -> Reaction:
     try:
         reply = msgspec.json.decode(answer.body, type=ReportsReply)
-    except msgspec.DecodeError:
+    except ValueError:  # bad UTF-8 too
         return _try_later(progress, answer, "the reply is not a sync server's", wall_s=wall_s, rand=rand)
     sizes = {(boot, seq): len(report) for boot, seq, report in sent}
     hopeless = {(no.boot, no.seq): no.detail for no in reply.refused if no.code == "invalid"}
@@ -273,7 +273,7 @@ def _problem(answer: Answer) -> _LooseProblem:
         return _LooseProblem("", answer.body.decode(errors="replace"))
     try:
         return msgspec.json.decode(answer.body, type=_LooseProblem)
-    except msgspec.DecodeError:
+    except ValueError:  # bad UTF-8 too
         return _LooseProblem("", f"HTTP status {answer.status}, not from a sync server")
 
 

@@ -230,7 +230,7 @@ def read_enrolment(state: StateFolder) -> Enrolled | None:
     """Return the enrolment, None when there is none or its file is damaged (a token repairs that)."""
     try:
         return msgspec.json.decode((state.identity / _ENROLMENT_FILE).read_bytes(), type=Enrolled)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, ValueError):  # not JSON, not UTF-8, not an enrolment
         return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 pytest.importorskip("cryptography", reason="needs the [agent] extra")
@@ -118,6 +118,7 @@ def test_nothing_but_200_forgets_a_window(
     assert moved or reaction.wait_s > 0 or reaction.fatal  # or it would ask the same for ever
 
 
+@example(content=b'{"acked":[["\xff",1]],"refused":[],"server_unix_s":1}')
 @given(content=st.binary(max_size=60))
 def test_200_from_something_else_forgets_nothing(content: bytes) -> None:
     assert _react(Answer(200, content)).acknowledge == ()

@@ -146,8 +146,9 @@ def test_enrolment_is_remembered(state: StateFolder) -> None:
     enrolled = Enrolled("d-x", "https://fleet.example", "00")
     write_enrolment(state, enrolled)
     assert read_enrolment(state) == enrolled
-    (state.identity / "enrolment.json").write_bytes(b'{"device_id": 3')
-    assert read_enrolment(state) is None
+    for damaged in (b'{"device_id": 3', b'{"device_id":"\xff","server":"","token_sha256":""}', b""):
+        (state.identity / "enrolment.json").write_bytes(damaged)
+        assert read_enrolment(state) is None
 
 
 def test_secret_is_not_shown() -> None:

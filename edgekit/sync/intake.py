@@ -56,6 +56,9 @@ CLOCK_TOLERANCE_S = 600.0
 
 _T = TypeVar("_T")
 
+#: What msgspec raises for bytes that are not the JSON asked for; bad UTF-8 is no `DecodeError` but a `ValueError`.
+_UNREADABLE = (ValueError, RecursionError)
+
 _Text = Annotated[str, Meta(max_length=1000, pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f]*\Z")]
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 _Seconds = Annotated[float, Meta(ge=0.0, le=1e12)]
@@ -228,7 +231,7 @@ def decode_body(content: bytes, kind: type[_T]) -> _T:
         if schema > SCHEMA:
             raise ProblemError("newer-schema", f"schema {schema} is newer than this server's {SCHEMA}")
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise ProblemError("bad-request", f"the body is not what it should be: {error}") from error
 
 
@@ -288,7 +291,7 @@ def _judge_one(sent: SentWindow, sent_unix_s: float, now_unix_s: float) -> Place
             detail = f"schema {schema} is newer than this server's {WINDOW_SCHEMA}"
             return Refused(sent.boot, sent.seq, "newer-schema", detail)
         window = msgspec.json.decode(report, type=_Window)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         return Refused(sent.boot, sent.seq, "invalid", str(error)[:500])
     wrong = _contradiction(sent, window)
     if wrong:

@@ -104,7 +104,9 @@ def test_window_out_of_bounds_is_refused_with_the_reason(changes: dict[str, Any]
     assert word in refused.detail
 
 
-@pytest.mark.parametrize("report", [b"[]", b"null", b"3", b'{"schema":1}', b'"x"'])
+@pytest.mark.parametrize(
+    "report", [b"[]", b"null", b"3", b'{"schema":1}', b'"x"', b'{"boot":"\xff"}', b'{"boot":"\\ud800"}']
+)
 def test_what_is_no_window_is_refused(report: bytes) -> None:
     assert [one.code for one in _judge(report).refused] == ["invalid"]
 
@@ -221,6 +223,7 @@ def test_inflate_refuses(body: bytes, encoding: str, code: str) -> None:
         (b'{"sent_unix_s":1,"windows":[{"boot":"b","seq":0,"report":{}}]}', "bad-request"),
         (b'{"sent_unix_s":1,"windows":[{"boot":"../b","seq":1,"report":{}}]}', "bad-request"),
         (b'{"sent_unix_s":1,"queued_windows":-1}', "bad-request"),
+        (b'{"sent_unix_s":1,"agent":"\xff"}', "bad-request"),
         (b"[" * 100_000, "bad-request"),
         (b'{"schema":2}', "newer-schema"),
     ],

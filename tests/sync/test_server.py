@@ -296,6 +296,7 @@ def test_body_over_the_limit_without_a_declared_length(server: ServerProcess, de
         (b'{"sent_unix_s":1}', "gzip", 415, "encoding"),
         (b'{"sent_unix_s":1,"schema":2}', "", 422, "newer-schema"),
         (b'{"sent_unix_s":1,"windows":[{"boot":"b","seq":-1,"report":{}}]}', "", 400, "bad-request"),
+        (b'{"sent_unix_s":1,"agent":"\xff"}', "", 400, "bad-request"),
         (b"[" * 500_000, "", 400, "bad-request"),
     ],
 )
@@ -304,11 +305,14 @@ def test_bad_envelope(device: Device, body: bytes, encoding: str, status: int, c
     assert (got, problem["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    "bad", [(b'"n":100', b'"n":-100'), (b'"model":"digits"', b'"model":"\xff"'), (b'"n":100', b'"n":1e400')]
+)
 def test_bad_window_is_refused_alone_and_the_refusal_is_recorded(
-    server: ServerProcess, device: Device
+    server: ServerProcess, device: Device, bad: tuple[bytes, bytes]
 ) -> None:
     rows = [(BOOT, seq, msgspec.json.encode(window(seq))) for seq in (1, 2, 3)]
-    rows[1] = (BOOT, 2, rows[1][2].replace(b'"n":100', b'"n":-100'))
+    rows[1] = (BOOT, 2, rows[1][2].replace(*bad))
     for _ in range(2):
         status, reply = device.post(REPORTS_PATH, envelope(rows))
         assert (status, reply["acked"]) == (200, [[BOOT, 1], [BOOT, 3]])
