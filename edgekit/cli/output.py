@@ -30,7 +30,9 @@ def print_json(data: Any) -> None:
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: the first column to the left, columns of numbers to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    numeric = [all(not row[i] or row[i].lstrip("+-–")[:1].isdigit() for row in rows) for i in range(len(header))]
+    numeric = [
+        all(not row[i] or row[i].lstrip("+-–")[:1].isdigit() for row in rows) for i in range(len(header))
+    ]
 
     def line(row: Sequence[str]) -> str:
         cells = (

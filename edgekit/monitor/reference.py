@@ -278,5 +278,5 @@ def decode_references(data: bytes, where: str = "reference.json") -> dict[str, R
                     hint="Install a newer EdgeKit.",
                 )
         return msgspec.json.decode(data, type=dict[str, Reference])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter for broken UTF-8
         raise InvalidFileError(f"{where} is not a reference: {error}") from error

@@ -252,7 +252,8 @@ def test_a_reference_that_contradicts_itself_is_refused(change: dict[str, object
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b"\xff", b'{"a":{}}', b'{"a":{"task":"x","n":1,"edges":[0.1]}}', b'{"a":1}']
+    "data",
+    [b"", b"[]", b"\xff", b'{"\xff":{}}', b'{"a":{}}', b'{"a":{"task":"x","n":1,"edges":[0.1]}}', b'{"a":1}'],
 )
 def test_a_damaged_file_is_named(data: bytes) -> None:
     with pytest.raises(InvalidFileError, match=r"lab\.json is not a reference"):
