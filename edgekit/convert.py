@@ -31,11 +31,11 @@ from edgekit.errors import (
 from edgekit.factory import Factory
 from edgekit.gate import Policy, load_limits
 from edgekit.judging import Examination
-from edgekit.manifest import Artifact, GateResult, Plan, Recipe, SourceInfo
+from edgekit.manifest import Artifact, Plan, Recipe, SourceInfo
 from edgekit.metrics import Metric, get_metric, scored_output
 from edgekit.process import WorkerLimits
 from edgekit.recipes import Wanted, recipe_for, wanted_artifacts
-from edgekit.report import write_report
+from edgekit.report import Row, write_report
 from edgekit.routes import converters
 from edgekit.samples import gather_samples
 from edgekit.sources import hash_source, identify
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from edgekit.bundle import Bundle
 
-__all__ = ["ConvertOutcome", "ConvertRequest", "Row", "convert"]
+__all__ = ["ConvertOutcome", "ConvertRequest", "Verdicts", "convert"]
 
 #: Says what is going on: a phrase, steps done, steps in all.
 Progress = Callable[[str, int, int], None]
@@ -80,40 +80,32 @@ class ConvertRequest:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One artifact in the table: what became of it.
+class Verdicts:
+    """What became of every artifact.
 
     Attributes:
-        status: `accepted`, `unproven`, `refused`, `failed` or `skipped`.
-        bytes: Size of its files; 0 where there are none.
-        p50_ms: Median latency on this machine, in milliseconds; 0 where not measured.
-        place: Where that was measured.
-        placement: What ran where.
-        peak_mib: Peak memory of the worker that made it.
+        rows: One for each artifact.
+        task: As given or inferred.
+        notes: What was not measured, what was inferred.
+        report: The report's folder.
     """
 
-    name: str
-    status: str
-    reasons: tuple[str, ...]
-    bytes: int = 0
-    gate: GateResult | None = None
-    p50_ms: float = 0.0
-    place: str = "host"
-    placement: Mapping[str, str] = field(default_factory=dict)
-    recipe: Recipe | None = None
-    peak_mib: float = 0.0
-
-
-@dataclass(frozen=True)
-class ConvertOutcome:
-    """The result of a conversion that left a bundle."""
-
-    bundle: Bundle
     rows: tuple[Row, ...]
-    plan: Plan
     task: str
     notes: tuple[str, ...]
     report: Path
+
+
+@dataclass(frozen=True)
+class ConvertOutcome(Verdicts):
+    """The result of a conversion that left a bundle."""
+
+    bundle: Bundle
+
+    @property
+    def plan(self) -> Plan:
+        """The choice for the target."""
+        return self.bundle.manifest.plan
 
 
 @dataclass(frozen=True)
@@ -126,12 +118,17 @@ class _Made:
     peak_mib: float
 
 
-def convert(request: ConvertRequest, progress: Progress = lambda _what, _done, _all: None) -> ConvertOutcome:
+def convert(
+    request: ConvertRequest,
+    progress: Progress = lambda _what, _done, _all: None,
+    judged: Callable[[Verdicts], None] = lambda _verdicts: None,
+) -> ConvertOutcome:
     """Convert a model and write the bundle and the report.
 
     Args:
         request: What to do.
         progress: Called as work goes on.
+        judged: Called once, before a bundle is written or refused.
 
     Raises:
         UsageError: Unknown target, format or precision; bad data; the output exists.
@@ -147,12 +144,15 @@ def convert(request: ConvertRequest, progress: Progress = lambda _what, _done, _
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch, _factory(request, scratch) as factory:
         conversion = _Conversion(request, profile, kind, factory, progress)
-        conversion.run()
-        outcome = conversion.seal()
-        conversion.report(outcome, time.monotonic() - started)
-        conversion.raise_if_refused(outcome)
-    assert outcome is not None
-    return outcome
+        verdicts = conversion.run()
+        judged(verdicts)
+        refusal = conversion.refusal()
+        bundle = conversion.seal() if refusal is None else None
+        conversion.report(bundle, time.monotonic() - started)
+    if bundle is None:
+        assert refusal is not None
+        raise refusal
+    return ConvertOutcome(verdicts.rows, verdicts.task, verdicts.notes, verdicts.report, bundle)
 
 
 def _check_out(request: ConvertRequest) -> None:
@@ -190,8 +190,8 @@ class _Conversion:
         self.scores: dict[str, Scored] = {}
         self.answers: dict[str, dict[str, np.ndarray]] = {}
 
-    def run(self) -> None:
-        """Do everything but write: afterwards every wanted artifact has its row."""
+    def run(self) -> Verdicts:
+        """Do everything but write."""
         request = self.request
         wanted = wanted_artifacts(
             self.profile,
@@ -215,6 +215,8 @@ class _Conversion:
             self.rows[row.name] = Row(row.name, "skipped", (row.skipped,))
         self._make_and_judge([w for w in wanted if not w.skipped])
         self.rows = {w.name: self.rows[w.name] for w in wanted}
+        report = report_path(request.out)
+        return Verdicts(tuple(self.rows.values()), self.task, tuple(self.notes), report)
 
     def _read(self, path: Path | None, what: str, *, labels: bool = False) -> Dataset | None:
         if path is None:
@@ -373,27 +375,19 @@ class _Conversion:
             peak_mib=made.peak_mib,
         )
 
-    def seal(self) -> ConvertOutcome | None:
-        """Write the bundle, unless the gate left nothing to ship."""
-        kept = {n: r for n, r in self.rows.items() if r.status in ("accepted", "unproven")}
-        if self._refusal(kept) is not None:
-            return None
+    def _kept(self) -> dict[str, Row]:
+        return {n: r for n, r in self.rows.items() if r.status in ("accepted", "unproven")}
+
+    def seal(self) -> Bundle:
+        """Write the bundle."""
         self.progress("sealing the bundle", 0, 1)
-        artifacts = {name: self._artifact(self.made[name], row) for name, row in kept.items()}
-        bundle = assemble(
+        artifacts = {name: self._artifact(self.made[name], row) for name, row in self._kept().items()}
+        return assemble(
             self._assembly(artifacts),
             self.profile,
             self.request.out,
             allow_unproven=self.request.allow_unproven,
             overwrite=self.request.overwrite,
-        )
-        return ConvertOutcome(
-            bundle,
-            tuple(self.rows.values()),
-            bundle.manifest.plan,
-            self.task,
-            tuple(self.notes),
-            report_path(self.request.out),
         )
 
     def _assembly(self, artifacts: Mapping[str, Artifact]) -> Assembly:
@@ -421,8 +415,9 @@ class _Conversion:
             preprocess=request.preprocess,
         )
 
-    def _refusal(self, kept: Mapping[str, Row]) -> EdgeKitError | None:
-        """Return why there is no bundle: a by-name artifact that failed, or nothing that may ship."""
+    def refusal(self) -> EdgeKitError | None:
+        """Return why there must be no bundle: a by-name artifact that failed, or nothing that may ship."""
+        kept = self._kept()
         report = f"The report is in {report_path(self.request.out)}."
         if self.request.precisions:
             for row in self.rows.values():
@@ -449,15 +444,6 @@ class _Conversion:
             return ConversionError(f"no artifact was made: {why}", hint=report)
         return None
 
-    def raise_if_refused(self, outcome: ConvertOutcome | None) -> None:
-        """Raise what `seal` found, after the report is written."""
-        if outcome is None:
-            refusal = self._refusal(
-                {n: r for n, r in self.rows.items() if r.status in ("accepted", "unproven")}
-            )
-            assert refusal is not None
-            raise refusal
-
     def _artifact(self, made: _Made, row: Row) -> Artifact:
         converted, scored = made.converted, self.scores[made.wanted.name]
         folder = f"artifacts/{made.wanted.name}"
@@ -478,13 +464,13 @@ class _Conversion:
             isa=host_isa(),
         )
 
-    def report(self, outcome: ConvertOutcome | None, seconds: float) -> None:
+    def report(self, bundle: Bundle | None, seconds: float) -> None:
         """Write the report beside the bundle, on refusal too."""
         write_report(
             report_path(self.request.out),
             rows=list(self.rows.values()),
-            plan=outcome.plan if outcome else None,
-            digest=outcome.bundle.digest if outcome else None,
+            plan=bundle.manifest.plan if bundle else None,
+            digest=bundle.digest if bundle else None,
             source={
                 "file": self.request.model.name,
                 "sha256": hash_source(self.request.model),

@@ -87,7 +87,7 @@ class Examination:
             EdgeKitError: The artifact does not run.
         """
         preference = preference_for(self.profile, format_)
-        options = dict(preference.options)
+        options = preference.options_for(precision)
         exact = dict(options)
         if format_ == "openvino":
             exact["INFERENCE_PRECISION_HINT"] = "f32"  # its CPU plugin computes in bfloat16 where it can

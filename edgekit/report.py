@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,9 @@ from edgekit import __version__
 from edgekit.state import write_durably
 
 if TYPE_CHECKING:
-    from edgekit.convert import Row
-    from edgekit.manifest import Plan
+    from edgekit.manifest import GateResult, Plan, Recipe
 
-__all__ = ["row_as_data", "write_report"]
+__all__ = ["Row", "row_as_data", "write_report"]
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1a1d21;background:#fff}
@@ -26,6 +26,31 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}.accepted{color:#0a7d33}
 @media(prefers-color-scheme:dark){body{background:#14171a;color:#e3e6ea}th,td{border-color:#333a41}
 code{background:#22272c}.accepted{color:#4cc36c}.unproven{color:#e0b34a}.refused,.failed{color:#ff6b7d}}
 """
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact in the table: what became of it.
+
+    Attributes:
+        status: `accepted`, `unproven`, `refused`, `failed` or `skipped`.
+        bytes: Size of its files; 0 where there are none.
+        p50_ms: Median latency on this machine, in milliseconds; 0 where not measured.
+        place: Where that was measured.
+        placement: What ran where.
+        peak_mib: Peak memory of the worker that made it.
+    """
+
+    name: str
+    status: str
+    reasons: tuple[str, ...]
+    bytes: int = 0
+    gate: GateResult | None = None
+    p50_ms: float = 0.0
+    place: str = "host"
+    placement: Mapping[str, str] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    peak_mib: float = 0.0
 
 
 def row_as_data(row: Row) -> dict[str, Any]:

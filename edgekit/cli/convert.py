@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgekit.convert import ConvertOutcome, ConvertRequest
+    from edgekit.bundle import Bundle
+    from edgekit.convert import ConvertRequest, Verdicts
+    from edgekit.report import Row
 
 __all__ = ["convert"]
 
@@ -105,11 +107,35 @@ def convert(as_json: bool, **options: Any) -> None:
     """
     from edgekit.cli.output import progress_bar
     from edgekit.convert import convert as run
+    from edgekit.errors import EdgeKitError
 
     request = _request(**options)
-    with progress_bar("converting", quiet=as_json) as progress:
-        outcome = run(request, progress)
-    _print_json(outcome, request.out) if as_json else _print_table(outcome, request)
+    judged: list[Verdicts] = []
+    try:
+        with progress_bar("converting", quiet=as_json) as progress:
+            bundle = run(request, progress, judged.append).bundle
+    except EdgeKitError as error:
+        for verdicts in judged:  # none, where the command ended before there was anything to judge
+            _show(verdicts, None, request, as_json=as_json, refusal=str(error))
+        raise
+    _show(judged[0], bundle, request, as_json=as_json)
+
+
+def _show(
+    verdicts: Verdicts,
+    bundle: Bundle | None,
+    request: ConvertRequest,
+    *,
+    as_json: bool,
+    refusal: str | None = None,
+) -> None:
+    if as_json:
+        _print_json(verdicts, bundle, request.out, refusal)
+        return
+    _print_verdicts(verdicts, request)
+    if bundle is not None:
+        _print_bundle(bundle, request.out)
+        click.echo(f"report: {verdicts.report / 'report.html'}")
 
 
 def _request(
@@ -149,65 +175,74 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _print_json(outcome: ConvertOutcome, out: Path) -> None:
+def _print_json(verdicts: Verdicts, bundle: Bundle | None, out: Path, refusal: str | None) -> None:
     import msgspec
 
+    from edgekit.cli.output import print_json
     from edgekit.report import row_as_data
 
-    data = {
-        "bundle": str(out),
-        "digest": outcome.bundle.digest,
-        "task": outcome.task,
-        "plan": msgspec.to_builtins(outcome.plan),
-        "artifacts": [row_as_data(row) for row in outcome.rows],
-        "notes": list(outcome.notes),
-        "report": str(outcome.report),
-    }
-    click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2))
+    print_json(
+        {
+            "bundle": str(out) if bundle else None,
+            "digest": bundle.digest if bundle else None,
+            "task": verdicts.task,
+            "plan": msgspec.to_builtins(bundle.manifest.plan) if bundle else None,
+            "artifacts": [row_as_data(row) for row in verdicts.rows],
+            "notes": list(verdicts.notes),
+            "report": str(verdicts.report),
+            "refusal": refusal,
+        }
+    )
 
 
-def _print_table(outcome: ConvertOutcome, request: ConvertRequest) -> None:
+def _print_verdicts(verdicts: Verdicts, request: ConvertRequest) -> None:
     from edgekit.cli.output import print_table
 
-    rows = []
-    for row in outcome.rows:
-        parity = row.gate.parity if row.gate else None
-        metric = row.gate.metric if row.gate else None
-        rows.append(
-            (
-                row.name,
-                f"{row.bytes / 1024:,.0f} KiB" if row.bytes else "",
-                f"{parity.max_error:.1e}" if parity else "",
-                f"{metric.artifact:.4g}" if metric else "",
-                f"{metric.drop_pp:+.2f} ≤ {metric.bound_pp:.2f}" if metric else "",
-                str(metric.n) if metric else "",
-                f"{row.p50_ms:.3f} ms {row.place}" if row.p50_ms else "",
-                row.status,
-            )
-        )
-    metrics = {row.gate.metric.name for row in outcome.rows if row.gate and row.gate.metric}
-    name = next(iter(metrics), "metric")
+    metrics = {row.gate.metric.name for row in verdicts.rows if row.gate and row.gate.metric}
     print_table(
-        f"{outcome.bundle.manifest.name} for {request.target}",
-        ("artifact", "size", "max error", name, "drop, bound (pp)", "n", "p50", "verdict"),
-        rows,
+        f"{request.model.name} for {request.target}",
+        (
+            "artifact",
+            "size",
+            "max error",
+            next(iter(metrics), "metric"),
+            "drop, bound (pp)",
+            "n",
+            "p50",
+            "verdict",
+        ),
+        [_cells(row) for row in verdicts.rows],
     )
-    for row in outcome.rows:
+    for row in verdicts.rows:
         if row.status != "accepted":
             click.echo(f"{row.name}: {'; '.join(row.reasons)}")
-    for note in outcome.notes:
+    for note in verdicts.notes:
         click.echo(f"note: {note}")
-    plan = outcome.plan
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    parity = row.gate.parity if row.gate else None
+    metric = row.gate.metric if row.gate else None
+    return (
+        row.name,
+        f"{row.bytes / 1024:,.0f} KiB" if row.bytes else "",
+        f"{parity.max_error:.1e}" if parity else "",
+        f"{metric.artifact:.4g}" if metric else "",
+        f"{metric.drop_pp:+.2f} ≤ {metric.bound_pp:.2f}" if metric else "",
+        str(metric.n) if metric else "",
+        f"{row.p50_ms:.3f} ms {row.place}" if row.p50_ms else "",
+        row.status,
+    )
+
+
+def _print_bundle(bundle: Bundle, out: Path) -> None:
+    plan, golden = bundle.manifest.plan, bundle.manifest.golden
     where = " → ".join(plan.providers)
     click.echo(f"plan: {plan.artifact} in {plan.runtime}" + (f" on {where}" if where else ""))
     for reason in plan.reasons:
         click.echo(f"  {reason}")
-    golden = outcome.bundle.manifest.golden
-    shipped = f"{golden.n} of your samples" if golden.origin == "real" else f"{golden.n} synthetic samples"
-    click.echo(
-        f"golden set: {shipped} (--golden synthetic ships none of yours)"
-        if golden.origin == "real"
-        else f"golden set: {shipped}"
-    )
-    click.echo(f"bundle: {request.out}  sha256:{outcome.bundle.digest}")
-    click.echo(f"report: {outcome.report / 'report.html'}")
+    if golden.origin == "real":
+        click.echo(f"golden set: {golden.n} of your samples (--golden synthetic ships none of yours)")
+    else:
+        click.echo(f"golden set: {golden.n} synthetic samples")
+    click.echo(f"bundle: {out}  sha256:{bundle.digest}")
