@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -168,11 +169,20 @@ _WORK: dict[type, Callable[..., Iterator[Answer]]] = {
 def _end(error: BaseException | None) -> Answer:
     if error is None:
         return Answer(done=True, peak_mib=_peak_mib())
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    code = error.exit_code if isinstance(error, EdgeKitError) else 1 if full else 3
+    code = error.exit_code if isinstance(error, EdgeKitError) else 3
     text = str(error) if isinstance(error, EdgeKitError) else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())[:_LONGEST]  # frameworks write pages; the log has them
+    if _is_full(error):
+        code, where = 1, tempfile.gettempdir()
+        text = f"the disk is full where the work is done, {where}. Free some space, or set TMPDIR. ({text[-200:]})"
     return Answer(done=True, error=text, error_code=code, peak_mib=_peak_mib())
+
+
+def _is_full(error: BaseException) -> bool:
+    """Tell a full disk, by its number or, where a framework has swallowed that, by the system's words for it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def main() -> None:

@@ -36,6 +36,12 @@ COMMANDS = {
 }
 
 
+#: What the machine refuses, and no bug: no room, no permission, a limit of the system.
+_MACHINE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE
+)  # fmt: skip
+
+
 class _LazyGroup(click.Group):
     """A group that imports a command's module only when the command is used."""
 
@@ -92,7 +98,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in _MACHINE:
             raise
         click.echo(f"edgekit: error: {_explain_os_error(error)}", err=True)
         sys.exit(1)
