@@ -14,6 +14,10 @@ __all__ = ["ENCODINGS", "decompress"]
 ENCODINGS = ("gzip", "deflate")
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 _STEP_BYTES = 1 << 20
+#: Given to zlib at once: at the end of each gzip member it copies all that is left of what it was given.
+_WINDOW_BYTES = 64 << 10
+#: Blocked gzip (bgzip) makes a member of every 64 KiB.
+_MOST_MEMBERS = 10_000
 
 
 def decompress(body: memoryview, encoding: str, limit: int) -> memoryview:
@@ -34,20 +38,27 @@ def decompress(body: memoryview, encoding: str, limit: int) -> memoryview:
 
 def _inflate(body: memoryview, bits: int, limit: int) -> bytearray:
     out = bytearray()
-    stream = zlib.decompressobj(bits)
-    data: bytes | memoryview = body
+    stream, members = zlib.decompressobj(bits), 1
+    data: bytes | memoryview = b""
     try:
         while True:
+            if not data:
+                data, body = body[:_WINDOW_BYTES], body[_WINDOW_BYTES:]
             piece = stream.decompress(data, _STEP_BYTES)
             out += piece
             if len(out) > limit:
                 raise HttpError(413, f"the decompressed request body is larger than {limit} bytes")
             data = stream.unconsumed_tail
             if stream.eof:
-                if not (stream.unused_data and bits == _GZIP_BITS):
+                if bits != _GZIP_BITS or not (stream.unused_data or body):
                     return out
                 data, stream = stream.unused_data, zlib.decompressobj(bits)  # RFC 1952: members in a row
-            elif not piece and not data:
+                members += 1
+                if members > _MOST_MEMBERS:
+                    raise HttpError(
+                        400, f"the compressed request body has more than {_MOST_MEMBERS} gzip members"
+                    )
+            elif not (piece or data or body):
                 raise HttpError(400, "the compressed request body is cut off")
     except zlib.error as error:
         raise HttpError(400, f"the compressed request body is damaged: {error}") from error
