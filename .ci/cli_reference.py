@@ -1,12 +1,13 @@
 """Write docs/cli.md from what the commands say about themselves.
 
-    python .ci/cli_reference.py
+    python .ci/cli_reference.py [--check]
 
-A test compares the file with `reference()`, so that the page cannot grow old.
+With --check it only compares, and fails where the page has grown old; a test does that.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +40,9 @@ Every command ends with one of these codes:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, or compare it."""
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(PAGE.read_text(encoding="utf-8") != reference())
     PAGE.write_text(reference(), encoding="utf-8")
     print(f"wrote {PAGE.name}: {len(COMMANDS)} commands")
 

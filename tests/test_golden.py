@@ -181,7 +181,14 @@ def test_byte_pictures_are_stored_as_bytes(scale: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [np.float32(-0.0), np.nextafter(np.float32(0.2), 1), np.float32(256), np.float32(-1 / 255)]
+    "value",
+    [
+        np.float32(-0.0),
+        np.nextafter(np.float32(0.2), np.float32(1)),
+        np.float32(256),
+        np.float32(-1 / 255),
+        np.float32(1.3e36),
+    ],
 )
 def test_what_bytes_cannot_say_exactly_stays_float(value: np.float32, tmp_path: Path) -> None:
     pixels = np.full((4, 2), np.float32(51) / np.float32(255))
