@@ -6,7 +6,7 @@ a depth-first walk from the outputs meets them, and nodes, tensors and initializ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgekit.errors import ConversionError
@@ -18,13 +18,16 @@ __all__ = ["canonicalise", "save_canonical"]
 
 
 class _Names:
-    """Hands out `v0, v1, …`, `w0, …` and `n0, …` in the order they are asked for."""
+    """Hands out `v0, v1, …`, `w0, …` and `n0, …` in the order they are asked for, but none of those taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Collection[str]) -> None:
         self.counts: dict[str, int] = {}
+        self.taken = taken
 
     def next(self, prefix: str) -> str:
         number = self.counts.get(prefix, 0)
+        while f"{prefix}{number}" in self.taken:
+            number += 1
         self.counts[prefix] = number + 1
         return f"{prefix}{number}"
 
@@ -61,7 +64,7 @@ def canonicalise(
         **dict(zip((v.name for v in true_inputs), inputs or [v.name for v in true_inputs], strict=True)),
         **dict(zip((v.name for v in graph.output), outputs or [v.name for v in graph.output], strict=True)),
     }
-    _canonical_graph(graph, result.graph, renamed, _Names(), "graph")
+    _canonical_graph(graph, result.graph, renamed, _Names(set(renamed.values())), "graph")
     return result
 
 
@@ -72,19 +75,18 @@ def _canonical_graph(
     makers = {value: node for node in graph.node for value in node.output if value}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
-    inputs = {v.name for v in graph.input}
     order, used = _walk(graph, makers, set(weights) | set(sparse))
     renamed = dict(outer)
     out.name = label
     for value in used:
-        if value not in inputs:
-            renamed[value] = names.next("w")
+        renamed[value] = names.next("w")
     for value in graph.output:
         # a graph may return an initializer or one of its inputs: its declared name wins
         renamed[value.name] = outer.get(value.name) or renamed.get(value.name) or names.next("v")
     for value in graph.input:
         if value.name not in weights and value.name not in sparse:
-            renamed.setdefault(value.name, names.next("v"))
+            if value.name not in renamed:
+                renamed[value.name] = names.next("v")
             out.input.append(value)
             out.input[-1].name = renamed[value.name]
             out.input[-1].doc_string = ""
