@@ -72,9 +72,8 @@ def _below(command: click.Command, parent: click.Context, name: str) -> Iterator
 
 
 def _context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
-    return click.Context(
-        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
-    )
+    settings = {"terminal_width": WIDTH, "max_content_width": WIDTH, **command.context_settings}
+    return click.Context(command, info_name=name, parent=parent, **settings)
 
 
 def _help(command: click.Command, context: click.Context) -> str:
