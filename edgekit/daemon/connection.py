@@ -10,17 +10,18 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from edgekit.daemon.application import Application
 from edgekit.daemon.http1 import CONTINUE, Head, HeadParser, HttpError, Reply, error_reply, head_of
 from edgekit.daemon.inbound import Inbound, Limits
 from edgekit.daemon.lane import Call, Lane
+from edgekit.daemon.room import Room
 
 if TYPE_CHECKING:
     from edgekit.daemon.http1 import Chunk
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Rooms"]
 
 _log = logging.getLogger("edgekit.daemon")
 
@@ -32,6 +33,18 @@ _TURN_REQUESTS = 4
 _DISCARD = bytearray(64 << 10)
 
 
+class Rooms(NamedTuple):
+    """What the connections of a daemon share.
+
+    Attributes:
+        bodies: For what they have received.
+        replies: For what they have not been able to send yet.
+    """
+
+    bodies: Room
+    replies: Room
+
+
 class Connection(asyncio.BufferedProtocol):
     """Read requests, have them answered in order, write the replies.
 
@@ -40,6 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         parse_head: Parser of request heads.
         limits: What the client may send, and how slowly.
         connections: Where this one is listed while it is open.
+        rooms: What all of them may hold together.
     """
 
     def __init__(
@@ -48,9 +62,11 @@ class Connection(asyncio.BufferedProtocol):
         parse_head: HeadParser,
         limits: Limits,
         connections: set[Connection],
+        rooms: Rooms,
     ) -> None:
         self._application, self._limits, self._connections = application, limits, connections
-        self._inbound = Inbound(parse_head, limits)
+        self._inbound = Inbound(parse_head, limits, rooms.bodies)
+        self._replies, self._unsent = rooms.replies, 0
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
         self._socket = -1
@@ -64,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._continued = False
         self._served = 0
         self._mark: tuple[object, ...] = ()
-        self._mark_s = 0.0
+        self._mark_s = self._patience_s = 0.0
 
     # What the event loop calls.
 
@@ -73,6 +89,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         self._socket = transport.get_extra_info("socket").fileno()
+        if len(self._connections) >= self._limits.connections:
+            self._turn_away()
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -80,7 +98,10 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
         self._socket = -1
         if self._call is not None:
-            self._call.abandoned = True
+            self._call.abandoned = True  # the worker may be reading its body: `_worked` releases that
+        else:
+            self._inbound.release()
+        self._count_unsent(0)
         self._connections.discard(self)
 
     def get_buffer(self, sizehint: int) -> bytearray | memoryview:  # noqa: ARG002
@@ -114,6 +135,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._blocked = False
+        self._count_unsent(self._transport.get_write_buffer_size())
         self._resume()
 
     # Requests.
@@ -196,6 +218,7 @@ class Connection(asyncio.BufferedProtocol):
         call.lane.left()
         self._call = None
         if call.abandoned:
+            self._inbound.release()
             call.lane.count(499)  # as nginx counts a client that has gone
             return
         self._finish(call.head, call.lane, reply)
@@ -218,9 +241,19 @@ class Connection(asyncio.BufferedProtocol):
         """Answer what cannot be read any further, and close once the client has had time to read it."""
         reply = error_reply(error)
         self._application.count(reply.status)
+        self._inbound.release()
         start = head_of(reply, keep_alive=False)
         self._write([start, *reply.chunks], len(start) + reply.length)
         self._close()
+
+    def _turn_away(self) -> None:
+        """Tell one client too many to come again; nothing is read from it."""
+        reply = error_reply(HttpError(503, "too many connections", headers={"Retry-After": "1"}))
+        self._application.count(reply.status)
+        start = head_of(reply, keep_alive=False)
+        self._write([start, *reply.chunks], len(start) + reply.length)
+        self._closing = True
+        self._transport.close()
 
     # Writing and closing.
 
@@ -246,6 +279,18 @@ class Connection(asyncio.BufferedProtocol):
         if sent < size:
             rest = _after(chunks, sent)
             self._transport.writelines(rest if owned else [b"".join(rest)])
+            self._count_unsent(self._transport.get_write_buffer_size())
+
+    def _count_unsent(self, size: int) -> None:
+        """Take room for what waits to be sent, or give it back; without room the client is cut off."""
+        more = size - self._unsent
+        if more <= 0:
+            self._replies.give(-more)
+        elif not self._replies.take(more, own=self._unsent):
+            _log.warning("a client that does not take its reply is cut off: others wait for memory")
+            self._transport.abort()
+            return
+        self._unsent = size
 
     def _close(self) -> None:
         """Close after what has been written, once the client has had time to read it (RFC 9112 §9.6).
@@ -306,15 +351,16 @@ class Connection(asyncio.BufferedProtocol):
         Args:
             now_s: Monotonic.
         """
+        self._count_unsent(self._transport.get_write_buffer_size())
         phase = self._phase()
-        mark = (phase, self._served, self._transport.get_write_buffer_size())
+        mark = (phase, self._served)
         if mark != self._mark:
-            self._mark, self._mark_s = mark, now_s
+            self._mark, self._mark_s, self._patience_s = mark, now_s, self._patience(phase)
             return
         if phase == "idle":
             self._inbound.trim()
         waited_s = now_s - self._mark_s
-        if waited_s < self._patience_s(phase):
+        if waited_s < self._patience_s:
             return
         if phase in ("head", "body"):
             self._refuse(HttpError(408, f"the request's {phase} took more than {waited_s:.0f} s", close=True))
@@ -334,14 +380,16 @@ class Connection(asyncio.BufferedProtocol):
             return "body"
         return "head" if self._inbound.partial else "idle"
 
-    def _patience_s(self, phase: str) -> float:
+    def _patience(self, phase: str) -> float:
+        """Return the seconds that the phase which begins now may take."""
         limits = self._limits
+        if phase == "write":  # whatever the client takes, at that pace it has to take all
+            return limits.write_s + self._transport.get_write_buffer_size() / limits.slowest_bytes_per_s
         if phase == "body":
             head = self._inbound.awaiting_body
             length = limits.body_bytes if head is None or head.length is None else head.length
-            return limits.body_s + length / limits.body_bytes_per_s
+            return limits.body_s + length / limits.slowest_bytes_per_s
         return {
-            "write": limits.write_s,
             "call": float("inf"),
             "linger": 2 * limits.linger_s,
             "head": limits.head_s,

@@ -7,11 +7,14 @@ buffer of its own, which the connection keeps for the next, because the copies a
 
 from __future__ import annotations
 
+import mmap
+import sys
 from typing import NamedTuple
 
 import msgspec
 
 from edgekit.daemon.http1 import Head, HeadParser, HttpError
+from edgekit.daemon.room import Room
 
 __all__ = ["Inbound", "Limits", "Request"]
 
@@ -28,23 +31,32 @@ class Limits(msgspec.Struct, frozen=True):
 
     Attributes:
         body_bytes: Largest body, after decompression.
+        pending_bytes: What the bodies of all connections may take together, and likewise the replies that
+            clients have not taken yet; but always two of the largest bodies.
+        connections: Connections open at once.
         head_bytes: Largest head.
         head_s: Seconds from a head's first byte to its last.
-        body_s: Seconds allowed for a body, on top of what it takes at `body_bytes_per_s`.
-        body_bytes_per_s: The slowest client that is waited for.
+        body_s: Seconds allowed for a body, on top of what it takes at `slowest_bytes_per_s`.
+        slowest_bytes_per_s: The slowest client that is waited for, while it sends and while it receives.
         idle_s: Seconds that a connection may stay open without a request.
-        write_s: Seconds that a client may take to accept what is sent.
+        write_s: Seconds allowed for taking a reply, on top of what it takes at `slowest_bytes_per_s`.
         linger_s: Seconds to go on reading after a refusal, so that the client gets to read it.
     """
 
     body_bytes: int = 64 << 20
+    pending_bytes: int = 128 << 20
+    connections: int = 900
     head_bytes: int = 16 << 10
     head_s: float = 10.0
     body_s: float = 20.0
-    body_bytes_per_s: int = 64 << 10
+    slowest_bytes_per_s: int = 64 << 10
     idle_s: float = 300.0
     write_s: float = 30.0
     linger_s: float = 3.0
+
+    def room(self) -> Room:
+        """Return the room for what all connections hold of one kind."""
+        return Room(max(self.pending_bytes, 2 * self.body_bytes))
 
 
 class Request(NamedTuple):
@@ -60,10 +72,13 @@ class Inbound:
     Args:
         parse_head: Parser of a head that ends with an empty line.
         limits: What the client may send.
+        room: What the bodies of all connections share; those that fit into the receive buffer do not count.
     """
 
-    def __init__(self, parse_head: HeadParser, limits: Limits) -> None:
+    def __init__(self, parse_head: HeadParser, limits: Limits, room: Room | None = None) -> None:
         self._parse_head, self._limits = parse_head, limits
+        self._room = room or Room(sys.maxsize)
+        self._taken = 0
         self._data = bytearray(_RECEIVE_BYTES)
         self._view = memoryview(self._data)
         self._start = self._end = self._scanned = 0
@@ -132,10 +147,43 @@ class Inbound:
         self._lent = False
         if self._start == self._end:
             self._start = self._end = self._scanned = 0
+        if self._taken:
+            if self._room.tight:
+                self._kept = None
+            self._give_back(0 if self._kept is None else len(self._kept))
 
     def trim(self) -> None:
         """Give back the memory that an idle connection keeps for its next large body."""
         self._kept = None
+        self._give_back(0)
+
+    def release(self) -> None:
+        """Give everything back: nothing more is read, and nobody looks at a body any more."""
+        self._large = self._chunks = None
+        self.trim()
+
+    def _take_room(self, count: int) -> None:
+        """Count `count` bytes of the body that is being received; they are counted as they come.
+
+        Raises:
+            HttpError: 503, other connections hold too much.
+        """
+        more = count - self._taken
+        if more <= 0:
+            return
+        if not self._room.take(more, own=self._taken):
+            raise HttpError(
+                503,
+                "the bodies of other requests take all the memory that there is for them",
+                headers={"Retry-After": "1"},
+                close=True,
+            )
+        self._taken = count
+
+    def _give_back(self, but: int) -> None:
+        if self._taken > but:
+            self._room.give(self._taken - but)
+            self._taken = but
 
     def _next_head(self) -> Head | None:
         start, end = self._start, self._end
@@ -175,16 +223,22 @@ class Inbound:
         self._start = self._end = self._scanned = 0
 
     def _room_for(self, size: int) -> memoryview:
-        if self._kept is None or len(self._kept) < size:
-            room = bytearray(size)
-            self._kept = room if size <= _KEEP_BYTES else None
-            return memoryview(room)
+        if self._kept is not None and len(self._kept) >= size:
+            return memoryview(self._kept)
+        self._kept = None
+        self._give_back(0)
+        if size > _KEEP_BYTES:
+            # pages that are there once something has been written to them: a client that only says that much
+            # will come costs nothing, and what is freed goes back to the system at once
+            return memoryview(mmap.mmap(-1, size))
+        self._kept = bytearray(size)
         return memoryview(self._kept)
 
     def _next_body(self, head: Head) -> Request | None:
         if self._chunks is not None:
             return self._next_chunked(head, self._chunks)
         if self._large is not None:
+            self._take_room(self._filled)
             if self._filled < len(self._large):
                 return None
             body, self._large = self._large, None
@@ -199,6 +253,7 @@ class Inbound:
     def _next_chunked(self, head: Head, chunks: _ChunkedBody) -> Request | None:
         self._start += chunks.feed(self._view[self._start : self._end])
         self._scanned = self._start
+        self._take_room(len(chunks.body))
         if not chunks.complete:
             self._compact()
             return None
@@ -278,7 +333,9 @@ class _ChunkedBody:
             raise HttpError(400, "malformed chunked body: no chunk size", close=True)
         self._left = int(digits, 16)
         self._count += 1
-        if len(self.body) + self._left > self._limit or self._count > _MOST_CHUNKS:
+        if self._count > _MOST_CHUNKS:
+            raise HttpError(413, f"the chunked body has more than {_MOST_CHUNKS} chunks", close=True)
+        if len(self.body) + self._left > self._limit:
             raise _too_large(self._limit)
         self._state = "data" if self._left else "trailer"
 

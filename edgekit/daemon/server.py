@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.daemon.application import Application
-from edgekit.daemon.connection import Connection
+from edgekit.daemon.connection import Connection, Rooms
 from edgekit.daemon.http1 import HeadParser, best_head_parser, remembering
 from edgekit.daemon.inbound import Limits
 from edgekit.daemon.lane import Lane, Servable
@@ -114,6 +114,7 @@ class Daemon:
         self._offers, self._settings, self._announce = offers, settings, announce
         self._connections: set[Connection] = set()
         self._parse_head = remembering(settings.parse_head)
+        self._rooms = Rooms(settings.limits.room(), settings.limits.room())
         self._stop: asyncio.Event
         self._stopped_by = 0
         self._signals = 0
@@ -175,7 +176,9 @@ class Daemon:
         return servers, Listening(bound, settings.socket)
 
     def _connect(self) -> Connection:
-        return Connection(self.application, self._parse_head, self._settings.limits, self._connections)
+        return Connection(
+            self.application, self._parse_head, self._settings.limits, self._connections, self._rooms
+        )
 
     async def _load(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Load the models one after another, off the loop; False when told to end meanwhile."""

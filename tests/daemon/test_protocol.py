@@ -387,7 +387,7 @@ def test_a_head_that_is_too_long(serving: Serving) -> None:
 
 
 def test_slow_clients_are_given_up_on(serving: Serving) -> None:
-    limits = Limits(head_s=0.2, body_s=0.2, body_bytes_per_s=1 << 20, idle_s=0.6, linger_s=0.2)
+    limits = Limits(head_s=0.2, body_s=0.2, slowest_bytes_per_s=1 << 20, idle_s=0.6, linger_s=0.2)
     running = serving(affine(), limits=limits, check_s=0.05)
     with running.connect() as head, running.connect() as body, running.connect() as idle:
         head.sendall(b"GET /v2 HT")
