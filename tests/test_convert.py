@@ -302,7 +302,7 @@ def test_a_constant_and_two_swapped_classes_are_refused(
         if name.startswith("tflite"):
             assert "an output is the same whatever goes in, while the source's varies" in row["reasons"]
     assert any("largest error" in reason for reason in rows["onnx-fp32"]["reasons"])
-    assert any("argmax agrees on 8" in reason for reason in rows["onnx-int8"]["reasons"])
+    assert any(reason.startswith("argmax agrees on ") for reason in rows["onnx-int8"]["reasons"])
     assert rows["onnx-int8"]["metric"]["drop_pp"] > 15.0
 
 
