@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -63,6 +65,7 @@ class Model:
         self._only_input = self.inputs[0].name if len(self.inputs) == 1 else ""
         self._only_output = self.outputs[0].name if len(self.outputs) == 1 else ""
         self._let_go = weakref.finalize(self, _let_go, session, None, None)
+        _LOADED.add(self)
 
     def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once and record it; the caller holds `lock` until it has used the outputs.
@@ -165,6 +168,14 @@ class Model:
             self._run = _closed
             self._let_go()
 
+    def abandon(self) -> None:
+        """Give the model up without touching it: it is the parent's, and this process was forked."""
+        self._let_go.detach()
+        # never freed, not even at exit: native libraries would wait there for threads that were not forked
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.session))
+        self._run, self.monitor = _forked, None
+        self.lock = threading.Lock()  # the parent's may be held, by a thread that is not here
+
     def __enter__(self) -> Model:  # noqa: PYI034  typing.Self needs Python 3.11
         return self
 
@@ -174,6 +185,18 @@ class Model:
         self.close()
 
 
+_LOADED: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    """Give up, in a child that has just been forked, every model that was loaded before the fork."""
+    for model in tuple(_LOADED):
+        model.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+
+
 def _let_go(session: Session, recorder: Recorder | None, outbox: Outbox | None) -> None:
     """End what a model owns; runs at exit too, for a program that never closes its model."""
     if recorder is not None:
@@ -181,6 +204,13 @@ def _let_go(session: Session, recorder: Recorder | None, outbox: Outbox | None) 
     if outbox is not None:
         outbox.close()
     session.close()
+
+
+def _forked(_feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    raise UsageError(
+        "the model was loaded before this process was forked, and its threads have stayed behind",
+        hint="Load it in the child: edgekit.load after the fork.",
+    )
 
 
 def _closed(_feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

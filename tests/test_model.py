@@ -373,6 +373,49 @@ def test_a_program_that_never_closes_stores_its_window_at_exit(bundle: Bundle, t
     assert report.n == 8
 
 
+@pytest.mark.parametrize(
+    "runtime", [name for name in ENGINES if name != "onnxruntime"]
+)  # it waits at exit by itself
+def test_a_model_loaded_before_a_fork_is_the_parents(runtime: str, bundle: Bundle, tmp_path: Path) -> None:
+    runtime_or_skip(runtime)
+    code = f"""
+import os, sys, warnings
+import numpy as np
+import edgekit
+warnings.simplefilter("ignore")
+x = np.zeros((1, 8, 8, 1), np.float32)
+model = edgekit.load({str(bundle.root)!r}, runtime={runtime!r}, state_dir={str(tmp_path)!r})
+model.predict(x)
+child = os.fork()
+if child == 0:
+    try:
+        model.predict(x)
+    except edgekit.errors.UsageError as error:
+        print(error, flush=True)
+    model.close()
+    own = edgekit.load({str(bundle.root)!r}, runtime={runtime!r}, state_dir={str(tmp_path)!r})
+    own.predict(x), own.predict(x)
+    sys.exit()
+print("child", os.waitpid(child, 0)[1], flush=True)
+model.predict(x)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "Load it in the child" in done.stdout
+    assert "child 0" in done.stdout
+    assert "Error" not in done.stderr
+    assert sorted(window.n for window in windows(tmp_path)) == [2, 2]
+    with Outbox(open_state(tmp_path).outbox) as outbox:
+        assert outbox.lost() == 0
+
+
+def test_a_state_folder_that_cannot_be_made_is_told(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"cannot make the state folder .*--state-dir"):
+        edgekit.load(bundle, runtime="null", state_dir=tmp_path / "file" / "state")
+
+
 def test_two_models_of_one_process_share_the_state_folder(bundle: Bundle, tmp_path: Path) -> None:
     images, _ = golden()
     with (

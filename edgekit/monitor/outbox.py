@@ -58,8 +58,9 @@ _SIGNS_OF_FULL = ("disk is full", "disk I/O error")
 class Outbox:
     """Reports on their way to the server.
 
-    May be used by several threads and by several processes at once. No method fails for a full disk or a damaged
-    file: what cannot be stored is counted as lost.
+    May be used by several threads and by several processes at once, but each process opens its own: in a child
+    that was forked from this one it stores nothing and finds nothing. No method fails for a full disk or a
+    damaged file: what cannot be stored is counted as lost.
 
     Args:
         path: The SQLite file; made if need be.
@@ -82,6 +83,7 @@ class Outbox:
         self._wall = wall
         self._sequence = count(1)
         self._lock = threading.RLock()
+        self._process = os.getpid()
         self._db: sqlite3.Connection | None = None
         self._inode = 0
         self._reserve = self.path.with_name(self.path.name + ".reserve")
@@ -228,8 +230,7 @@ class Outbox:
 
     def lost(self) -> int:
         """Return how many windows were lost since the outbox was first made."""
-        with self._lock:
-            return self._guarded(_tally, (0, 0, 0))[2] + self._unsaved_lost
+        return self._guarded(_tally, (0, 0, 0))[2] + self._unsaved_lost
 
     def take_events(self) -> tuple[Event, ...]:
         """Return what happened to the outbox since the last time it was asked; it goes into the next report."""
@@ -241,6 +242,8 @@ class Outbox:
 
     def close(self) -> None:
         """Close the file. Windows that are still open then were not lost: their owner has given them up."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if self._db is not None:
                 self._guarded(self._sign_off, None)
@@ -260,6 +263,8 @@ class Outbox:
 
     def _guarded(self, work: Callable[[sqlite3.Connection], T], otherwise: T, *, again: bool = True) -> T:
         """Do `work` on the file; `otherwise` where the disk does not let us. A damaged file is replaced first."""
+        if os.getpid() != self._process:
+            return otherwise  # forked: the numbers, the connection and perhaps the lock are the parent's
         with self._lock:
             try:
                 return work(self._connected())

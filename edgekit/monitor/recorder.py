@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Recorder:
         self.window_s = window_s
         self._outbox, self._root, self._clock, self._wall = outbox, root, clock, wall
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._monitors: list[ModelMonitor] = []
         self._close_at_s = clock() + window_s
         self._health_at_s = clock()
@@ -80,6 +82,8 @@ class Recorder:
 
     def stop(self) -> None:
         """Stop the thread, close every open window and store it. A second call does nothing."""
+        if os.getpid() != self._process:
+            return  # forked: thread and windows are the parent's, and the lock may be held for ever
         self._stop.set()
         atexit.unregister(self.stop)
         if self._thread is not None:
