@@ -589,10 +589,10 @@ def test_a_recipe_over_the_time_limit_is_stopped(
     cnn: ReferenceCnn, out: Path, doubles: dict[str, str]
 ) -> None:
     doubles["onnx-fp16"] = "tests.doubles:SleepingFp16"
-    outcome = convert(request(cnn, out, calibration=None, evaluation=None, limits=WorkerLimits(time_s=12.0)))
+    outcome = convert(request(cnn, out, calibration=None, evaluation=None, limits=WorkerLimits(time_s=8.0)))
     assert statuses(outcome) == {"onnx-fp32": "accepted", "onnx-fp16": "failed", "onnx-int8": "skipped"}
     row = next(row for row in outcome.rows if row.name == "onnx-fp16")
-    assert "was stopped at the time limit of 12 s" in row.reasons[0]
+    assert "was stopped at the time limit of 8 s" in row.reasons[0]
 
 
 def test_a_recipe_over_the_memory_limit_is_stopped(
