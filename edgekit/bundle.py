@@ -20,7 +20,7 @@ import msgspec
 from edgekit.archive import write_archive
 from edgekit.atomic import staged
 from edgekit.contents import ArchiveContents, Contents, FolderContents, GivenContents, read_member
-from edgekit.errors import EdgeKitError, InvalidFileError, UsageError
+from edgekit.errors import EdgeKitError, InvalidFileError, MachineError, UsageError
 from edgekit.manifest import Artifact, FileEntry, Manifest, decode_manifest, digest_of, encode_manifest
 from edgekit.runtimes.base import ModelFiles
 from edgekit.state import cache_folder
@@ -114,6 +114,8 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         return _check(FolderContents(root.resolve(), str(root)), root.resolve())
     if not root.exists():
         raise UsageError(f"no bundle at {root}", hint="Give a bundle's folder or its .edgekit file.")
+    if not root.is_file():  # to open a pipe would wait for whoever writes to it
+        raise UsageError(f"{root} is neither a folder nor a file", expected="a bundle")
     with root.open("rb") as stream:
         contents = ArchiveContents(stream, str(root))
         checked = _check(contents, root)
@@ -128,8 +130,14 @@ def _cached(contents: ArchiveContents, checked: Bundle) -> Bundle:
         return _check(FolderContents(folder), folder)
     except (EdgeKitError, OSError):
         pass  # absent, or someone tidied half of it away: the archive has just proved whole
-    with suppress(UsageError):  # another process was faster
-        _store(contents, folder, overwrite=True, replaceable=lambda _: True)
+    try:
+        with suppress(UsageError):  # another process was faster
+            _store(contents, folder, overwrite=True, replaceable=lambda _: True)
+    except MachineError as error:
+        raise MachineError(
+            f"{contents.where} cannot be unpacked into the cache: {error.what}",
+            hint="Set $XDG_CACHE_HOME to a folder that can be written, or unpack it: edgekit bundle unpack.",
+        ) from error
     return _check(FolderContents(folder), folder)
 
 

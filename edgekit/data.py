@@ -85,6 +85,8 @@ def read_data(
     source = Path(path)
     if not source.exists():
         raise UsageError(f"no {what} at {source}", hint="Check the path.")
+    if not (source.is_file() or source.is_dir()):  # to open a pipe would wait for whoever writes to it
+        raise UsageError(f"{what} {source} is neither a file nor a folder", expected=_KINDS)
     raw = _read(source, inputs, preprocess, label_column, what, class_names)
     arrays = {spec.name: fit_array(spec, raw.arrays[spec.name], what) for spec in inputs}
     n = _common_length(arrays, what)

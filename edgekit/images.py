@@ -217,6 +217,8 @@ def _decode(path: Path, step: ImageStep, frame: _Frame, spec: TensorSpec) -> np.
         raise UsageError(
             f"input {spec.name!r} has {frame.channels} channels", got=f"color {color!r} in preprocess"
         )
+    if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
+        raise UsageError(f"image {path} is not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

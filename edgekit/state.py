@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from edgekit.errors import MachineError
+from edgekit.errors import MachineError, UsageError
 
 __all__ = ["StateFolder", "cache_folder", "fsync_folder", "open_state", "state_root", "write_durably"]
 
@@ -67,9 +67,19 @@ class StateFolder:
 
 
 def open_state(folder: str | os.PathLike[str] | None = None) -> StateFolder:
-    """Return the state folder of `state_root`, made if need be (mode 0700)."""
+    """Return the state folder of `state_root`, made if need be (mode 0700).
+
+    Raises:
+        MachineError: It cannot be made.
+    """
     root = state_root(folder)
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(
+            f"cannot make the state folder {root}: {error.strerror}",
+            hint="Give another with --state-dir or $STATE_DIRECTORY.",
+        ) from error
     return StateFolder(root)
 
 
@@ -88,7 +98,13 @@ def cache_folder() -> Path:
 
 
 def _xdg(variable: str, default: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / default)
+    chosen = os.environ.get(variable)
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path.home() / default
+    except RuntimeError as error:  # no $HOME, and no entry among the users: as in many containers
+        raise UsageError("this user has no home folder", hint=f"Set ${variable} to a folder.") from error
 
 
 def fsync_folder(folder: Path) -> None:

@@ -245,6 +245,22 @@ def test_the_cache_is_checked_each_time(bundle: Bundle, tmp_path: Path) -> None:
     assert tree(open_bundle(archive).root) == tree(bundle.root)
 
 
+def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(bundle, tmp_path / "b.edgekit")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(MachineError, match=r"into the cache.*XDG_CACHE_HOME.*bundle unpack"):
+        open_bundle(archive)
+
+
+def test_an_output_below_a_file_is_one_error(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"cannot write .*Not a directory"):
+        pack(bundle, tmp_path / "file" / "b.edgekit")
+
+
 def test_a_damaged_archive_is_refused_though_the_cache_is_whole(bundle: Bundle, tmp_path: Path) -> None:
     archive = pack(bundle, tmp_path / "b.edgekit")
     open_bundle(archive)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 import pytest
 
 from edgekit.cli import COMMANDS
+from edgekit.cli.output import print_json
 
 HEAVY = {
     "numpy",
@@ -23,9 +27,17 @@ HEAVY = {
 }
 
 
-def _edgekit(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _edgekit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgekit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
 
 
 def _command(name: str) -> click.Command:
@@ -95,3 +107,48 @@ def test_exit_codes_of_usage(arguments: list[str], code: int, said: str) -> None
     assert done.returncode == code
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    """Names that are too long, links that go in circles, pipes, files in place of folders."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe.edgekit")
+    for arguments, code, said in (
+        (["inspect", "x" * 300], 1, "File name too long"),
+        (["inspect", str(tmp_path / "loop")], 2, "no bundle at"),
+        (["inspect", str(tmp_path / "pipe.edgekit")], 2, "neither a folder nor a file"),
+        (["inspect", str(tmp_path / "file" / "x")], 2, "no bundle at"),
+    ):
+        done = _edgekit(*arguments)
+        assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (code, True, False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_an_encoding_that_lacks_a_sign_ends_no_command(tmp_path: Path, encoding: str) -> None:
+    # a sign that Latin-1 lacks, and a byte that is no UTF-8
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xe2\x89\xa4\xff")
+    done = _edgekit("inspect", name, PYTHONIOENCODING=encoding)
+    assert (done.returncode, "no bundle at" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_json_takes_a_path_that_is_not_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"path": os.fsdecode(b"/tmp/\xff"), "n": 1}
+    print_json(data)
+    assert json.loads(capsys.readouterr().out) == data
+
+
+def test_without_a_home_folder_the_variable_to_set_is_named(tmp_path: Path) -> None:
+    script = (
+        "import os, pwd, sys; os.environ.pop('HOME', None)\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody; sys.argv[1:] = ['agent', '--sync', 'http://localhost:1', '--once']\n"
+        "from edgekit.cli import main; main()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("STATE_DIRECTORY", "XDG_STATE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 2
+    assert "no home folder. Set $XDG_STATE_HOME" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -91,6 +92,15 @@ def test_npy(tmp_path: Path) -> None:
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], object), allow_pickle=True)
     refuses("cannot be read: .*never pickled objects", tmp_path / "a.npy", [PICTURE])
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    refuses("neither a file nor a folder", tmp_path / "pipe.npz", [PICTURE])
+    os.mkfifo(tmp_path / "pipe.png")
+    steps = [{"kind": "image", "input": PICTURE.name, "color": "grayscale", "scale": 1.0}]
+    with pytest.raises(UsageError, match=r"pipe\.png is not a file"):
+        read_image(tmp_path / "pipe.png", PICTURE, steps)
 
 
 def test_damaged_and_unknown_files(tmp_path: Path) -> None:

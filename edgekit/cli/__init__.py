@@ -6,6 +6,7 @@ Only click is imported here: a command's module is imported when it runs or prin
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from importlib import import_module
@@ -36,9 +37,10 @@ COMMANDS = {
 }
 
 
-#: What the machine refuses, and no bug: no room, no permission, a limit of the system.
+#: What the machine refuses, and no bug: no room, no permission, a limit of the system, a path that leads nowhere.
 _MACHINE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
+    errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE,
 )  # fmt: skip
 
 
@@ -66,6 +68,13 @@ def cli() -> None:
     """Take a trained model to the device it must run on, prove it there, run it, watch it."""
 
 
+def _write_anything() -> None:
+    """Escape what the terminal's encoding lacks: a name or a sign must not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _explain_os_error(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -80,6 +89,7 @@ def main() -> None:
     4 refused; 5 runtime, extra or device not available; 6 bundle or model file invalid; 7 network or
     server; 130 interrupted. Anything else is a bug and shows its traceback.
     """
+    _write_anything()
     try:
         code = cli(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
