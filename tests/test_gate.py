@@ -644,3 +644,16 @@ def test_more_budget_never_makes_a_verdict_worse(
     loose = rank[verdict(precision, Policy(max_drop_pp=budget + 0.5), metric=seen).verdict]
     assert tight <= loose
     assert rank[verdict(precision, Policy(budget, strict=True), metric=seen).verdict] in (0, 2)
+
+
+def test_needed_n_keeps_the_rate_of_gained_pairs() -> None:
+    labels = np.zeros(100, np.int64)
+    source, artifact = classified([9, 9, 9, *[0] * 97]), classified([0, 0, 0, 8, *[0] * 96])
+    seen = measure_metric(METRICS["top1"], source, artifact, labels, max_drop_pp=1.0)
+    assert seen.drop_pp == -2.0
+    assert seen.needed_n is not None
+
+    def bound(n: int) -> float:
+        return 100.0 * tango_bounds(0.01 * n, 0.03 * n, n)[1]
+
+    assert bound(seen.needed_n) <= 1.0 < bound(seen.needed_n - 1)
