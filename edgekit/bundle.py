@@ -181,6 +181,7 @@ def pack(bundle: Bundle, out: str | os.PathLike[str], *, overwrite: bool = False
     target = Path(out)
     if target.suffix != SUFFIX:
         raise UsageError(f"{target} is no name for an archive", expected=f"a name that ends in {SUFFIX}")
+    _check_outside(bundle, target)
     _store(FolderContents(bundle.root), target, overwrite=overwrite)
     return target
 
@@ -218,10 +219,16 @@ def slice_bundle(
             f"cannot slice to {', '.join(unknown) or 'nothing'}",
             expected="some of " + ", ".join(sorted(bundle.kept)),
         )
+    _check_outside(bundle, Path(out))
     names = _expected_files(bundle.manifest, frozenset(artifacts)) | {_MANIFEST, _DIGEST}
     files: dict[str, Path | bytes] = {name: bundle.root / name for name in names}
     files[_SLICE] = _encode_slice(artifacts)
     return _write(GivenContents(files, str(out)), Path(out), overwrite=overwrite)
+
+
+def _check_outside(bundle: Bundle, out: Path) -> None:
+    if bundle.root.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} would be in the bundle itself", hint="Give a path outside of it.")
 
 
 # Checking

@@ -61,12 +61,15 @@ def open_here(
         The plan, with each step down among its reasons, and what was opened.
 
     Raises:
-        UsageError: The device, runtime or artifact is unknown.
+        UsageError: The device, runtime or artifact is unknown; or `allow_fallback` with nothing given by hand,
+            which it could mean nothing for.
         UnavailableError: What was asked for by hand, or every runtime that fits, is not available here.
     """
     if artifact is not None:
         bundle.model_files(artifact)  # refuses what is not there
     forced = device is not None or runtime is not None
+    if allow_fallback and not forced:
+        raise UsageError("--allow-fallback has no meaning here", expected="--device or --runtime with it")
     profile = load_profile(device) if device else detect().profile()
     installed: Mapping[str, InstalledRuntime] = installed_runtimes()
     reasons: tuple[str, ...] = ()
@@ -115,12 +118,7 @@ def session_here(
 
     Yields:
         The plan and the session.
-
-    Raises:
-        UsageError: `allow_fallback` with nothing given by hand, which it could mean nothing for.
     """
-    if allow_fallback and device is None and runtime is None:
-        raise UsageError("--allow-fallback has no meaning here", expected="--device or --runtime with it")
     plan, session = open_here(
         bundle, open_plan, device=device, runtime=runtime, artifact=artifact, allow_fallback=allow_fallback
     )

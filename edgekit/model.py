@@ -33,6 +33,8 @@ __all__ = ["BOOT_SAMPLES", "Model", "load", "monitor_for", "start"]
 
 #: Golden samples that are run before a model answers.
 BOOT_SAMPLES = 8
+#: More threads than any device has cores.
+MOST_THREADS = 256
 
 
 class Model:
@@ -254,8 +256,8 @@ def load(
         >>> model.predict(images)  # doctest: +SKIP
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if threads is not None and threads < 1:
-        raise UsageError("threads must be a positive number", got=threads)
+    if threads is not None and not 1 <= threads <= MOST_THREADS:  # LiteRT dies of 100,000
+        raise UsageError("no such number of threads", got=threads, expected=f"1 to {MOST_THREADS}")
     plan, model = open_here(
         opened,
         start,

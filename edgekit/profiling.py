@@ -167,6 +167,8 @@ def profile_bundle(
         UsageError: A runtime, an artifact or a batch does not fit the bundle.
         UnavailableError: A runtime is not here. Where every measurement failed, the first one's error.
     """
+    if allow_fallback and not (runtimes or device):
+        raise UsageError("--allow-fallback has no meaning here", expected="--device or --runtime with it")
     here = detect()
     cores = os.cpu_count() or 1
     identity = identify(bundle, here, cores)

@@ -255,6 +255,17 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
         open_bundle(archive)
 
 
+def test_nothing_is_written_into_the_bundle_itself(bundle: Bundle) -> None:
+    before = tree(bundle.root)
+    for attempt in (
+        lambda: pack(bundle, bundle.root / "b.edgekit"),
+        lambda: slice_bundle(bundle, bundle.kept, bundle.root / "artifacts" / "slice"),
+    ):
+        with pytest.raises(UsageError, match="in the bundle itself"):
+            attempt()
+    assert tree(bundle.root) == before
+
+
 def test_an_output_below_a_file_is_one_error(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match=r"cannot write .*Not a directory"):

@@ -176,8 +176,14 @@ def test_threads_by_hand_are_in_the_plan(runtime: str, bundle: Bundle) -> None:
     runtime_or_skip(runtime)
     with edgekit.load(bundle, runtime=runtime, threads=2, monitor=False) as model:
         assert model.plan.threads == 2
-    with pytest.raises(UsageError, match="threads must be a positive number"):
-        edgekit.load(bundle, threads=0)
+    for threads in (0, 257):
+        with pytest.raises(UsageError, match="no such number of threads"):
+            edgekit.load(bundle, runtime="null", monitor=False, threads=threads)
+
+
+def test_a_fallback_from_nothing_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="--allow-fallback has no meaning"):
+        edgekit.load(bundle, monitor=False, allow_fallback=True)
 
 
 # What may be loaded

@@ -76,7 +76,7 @@ def slice_(
     if (target is None) == (not artifacts):
         raise UsageError("a slice needs to know what to keep", expected="either --target or --artifact")
     opened = open_bundle(path)
-    kept = artifacts if target is None else (_artifact_for(opened, target),)
+    kept = tuple(dict.fromkeys(artifacts)) if target is None else (_artifact_for(opened, target),)
     _report(
         f"sliced to {', '.join(kept)}", slice_bundle(opened, kept, out, overwrite=overwrite), out, as_json
     )

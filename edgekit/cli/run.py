@@ -28,7 +28,9 @@ _MOST_VALUES = 16
 @click.argument("data", metavar="INPUT", type=click.Path(path_type=Path))
 @click.option("--device", metavar="ID", help="Go by this device profile instead of the detected device.")
 @click.option("--runtime", metavar="RUNTIME", help="Use this runtime: litert, onnxruntime, openvino, null.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime; by default the profile's.")
+@click.option(
+    "--threads", type=click.IntRange(1, 256), help="Threads of the runtime; by default the profile's."
+)
 @click.option("--allow-fallback", is_flag=True, help="Let --device or --runtime step down to what is here.")
 @click.option("--allow-unproven", is_flag=True, help="Let an unproven artifact count as an accepted one.")
 @click.option(

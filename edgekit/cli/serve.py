@@ -32,7 +32,7 @@ _DEFAULT_HTTP = "127.0.0.1:8080"
 @click.option("--allow-unproven", is_flag=True, help="Allow an artifact that the gate left unproven.")
 @click.option("--window", "window_s", type=click.FloatRange(min=1.0), default=60.0, show_default=True, metavar="S", help="Seconds of one monitor window.")  # fmt: skip
 @click.option("--state-dir", type=click.Path(path_type=Path), help="State folder.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Intra-op threads of the runtime.")
+@click.option("--threads", type=click.IntRange(1, 256), metavar="N", help="Intra-op threads of the runtime.")
 @click.option("--max-body", type=click.FloatRange(min=0.001), default=64.0, show_default=True, metavar="MIB", help="Largest request body, after decompression.")  # fmt: skip
 @click.option("--max-queue", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Requests that may wait for one model; more are answered 503.")  # fmt: skip
 def serve(
