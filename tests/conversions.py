@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,10 @@ from edgekit.bundle import Bundle, open_bundle
 from edgekit.cli import main
 from edgekit.converters import Converted
 from tests.corpus import ROOT, reference_cnn
+
+
+#: Read before any test moves it elsewhere.
+_TEMPORARY = tempfile.gettempdir()
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def run_main(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Sai
 
 @cache
 def _scratch() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-tests-"))
+    folder = Path(tempfile.mkdtemp(prefix="edgekit-tests-", dir=_TEMPORARY))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
@@ -124,12 +128,4 @@ def reference_onnx() -> Path:
     """Return the reference CNN as ONNX, for tests that need no TensorFlow."""
     path = _scratch() / "digits.onnx"
     shutil.copy(artifact_of(converted_twice("jetson")[0], "onnx-fp32").path, path)
-    return path
-
-
-@cache
-def made(name: str, make: Callable[[Path], None]) -> Path:
-    """Return a file that `make` writes, once per test run."""
-    path = _scratch() / name
-    make(path)
     return path
