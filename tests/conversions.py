@@ -20,7 +20,6 @@ from edgekit.cli import main
 from edgekit.converters import Converted
 from tests.corpus import ROOT, reference_cnn
 
-
 #: Read before any test moves it elsewhere.
 _TEMPORARY = tempfile.gettempdir()
 
@@ -60,14 +59,6 @@ def command(*words: object) -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """Return an environment in which children, workers too, import this checkout."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
-
-
-def spawn(*words: object, **more: str) -> Said:
-    """Run `edgekit` in a process of its own."""
-    done = subprocess.run(
-        command(*words), capture_output=True, text=True, check=False, env=environment(**more)
-    )
-    return Said(done.returncode, done.stdout, done.stderr)
 
 
 def run_main(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> Said:
