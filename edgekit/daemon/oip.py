@@ -26,6 +26,9 @@ Array = np.ndarray[Any, Any]
 _MOST_SHAPES = 64
 _MOST_REMEMBERED = 64
 _REMEMBERED_BYTES = 2048
+#: Longer JSON is compared with its shape before Python objects are made of it, and then piece by piece: a number of
+#: two bytes becomes an object of 32.
+_FLAT_BYTES = 1 << 20
 _ABSENT = msgspec.Raw()
 
 
@@ -291,7 +294,7 @@ def _check_length(body: memoryview, offset: int) -> None:
 
 
 def _message(signature: Signature, data: memoryview | bytes) -> _Message:
-    if signature.flat_decoder is not None:
+    if signature.flat_decoder is not None and len(data) <= _FLAT_BYTES:
         try:
             message: _Message = signature.flat_decoder.decode(data)
         except (ValueError, RecursionError):

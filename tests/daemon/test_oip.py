@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -385,3 +386,28 @@ def test_outputs_that_are_not_contiguous_are_sent_row_by_row() -> None:
     array = np.arange(20_000, dtype=np.int32).reshape(100, 200).T
     reply = encode({"y": array}, [("y", True)])
     assert joined(reply)[reply.json_length :] == array.tobytes()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_long_json_is_the_same_tensor_and_never_all_python_objects(nested: bool) -> None:
+    array = np.random.default_rng(3).random((300, 50, 20), np.float32)
+    data = array.tolist() if nested else array.ravel().tolist()
+    message = {"inputs": [{**tensor(data), "shape": [300, 50, 20]}]}
+    assert len(json.dumps(message)) > 4 * codec._PIECE_BYTES
+    tracemalloc.start()
+    got = decode(one("float32", (-1, 50, 20)), message).feed["x"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(got, array)
+    assert got.flags.writeable
+    body = len(json.dumps(message))
+    assert peak < 5 * body  # all at once it takes more than twice this
+
+
+@pytest.mark.parametrize("damage", [b"true", b'"1"', b"[1]", b"", b"1e999", b"1,1"])
+def test_long_json_that_is_wrong_at_the_end_is_refused(damage: bytes) -> None:
+    elements = b"0.12345," * 400_000 + damage
+    text = b'{"inputs":[{"name":"x","shape":[1,400001],"datatype":"FP32","data":[' + elements + b"]}]}"
+    with pytest.raises(HttpError) as refused:
+        oip.decode_inference(one("float32", (-1, -1)), memoryview(text), None)
+    assert refused.value.status == 400
