@@ -82,6 +82,13 @@ def _default_socket() -> Path | None:
 
 
 def _announce(news: Listening | Lane) -> None:
+    try:
+        _print(news)
+    except OSError:  # whoever read it has gone, or their disk is full: the models are wanted all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(news: Listening | Lane) -> None:
     from edgekit.daemon.lane import Lane
 
     if isinstance(news, Lane):

@@ -358,3 +358,35 @@ install(sys.argv[1], open_state(sys.argv[2]))
 def test_help_needs_no_numpy() -> None:
     code = "import sys; from click.testing import CliRunner; from edgekit.cli.serve import serve; r = CliRunner().invoke(serve, ['--help']); assert r.exit_code == 0, r; assert 'numpy' not in sys.modules and 'asyncio' not in sys.modules"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True, timeout=START_S, env=os.environ)
+
+
+def test_a_daemon_whose_announcements_nobody_reads_serves_on(bundle: Path, tmp_path: Path) -> None:
+    where = tmp_path / "s.sock"
+    arguments = ("serve", str(bundle), "--http", "off", "--socket", str(where), "--runtime", "null")
+    with Path("/dev/full").open("w") as full:
+        child = subprocess.Popen(
+            python_command("-m", "edgekit", *arguments, "--state-dir", str(tmp_path / "state")),
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while not _is_ready(where):
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        child.terminate()
+        assert (child.communicate(timeout=START_S)[1], child.returncode) == (b"", 0)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _is_ready(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        client.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: e\r\n\r\n")
+        return client.recv(12) == b"HTTP/1.1 200"
