@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.arrays import ArrayFileError, encode_npz, read_npz
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.manifest import GoldenTolerance
-from edgekit.metrics import predicted_classes, scored_output
+from edgekit.metrics import both_classes, predicted_classes, scored_output
 from edgekit.tensors import sample_shape
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def margins(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if scores.dtype.kind in "iub":
         return np.ones(len(flat))
     if flat.shape[1] == 1:
-        return np.abs(2.0 * flat[:, 0] - 1.0)
+        flat = both_classes(flat)
     if flat.min(initial=0.0) < 0.0 or not np.allclose(flat.sum(axis=1), 1.0, atol=1e-2):
         flat = np.exp(flat - flat.max(axis=1, keepdims=True))
         flat /= flat.sum(axis=1, keepdims=True)

@@ -12,6 +12,7 @@ from edgekit.errors import UsageError
 __all__ = [
     "METRICS",
     "Metric",
+    "both_classes",
     "confusion_matrix",
     "default_metric",
     "get_metric",
@@ -51,7 +52,7 @@ def scored_output(outputs: Outputs) -> np.ndarray:
 
 
 def _scores(outputs: Outputs) -> np.ndarray:
-    """Return class scores, float [N, C]; a single score of a positive class becomes two columns."""
+    """Return class scores, float [N, C]; a single score of a positive class becomes two columns, see `both_classes`."""
     scores = np.asarray(scored_output(outputs))
     flat = scores.reshape(len(scores), -1)
     if scores.dtype.kind not in "fiu" or (scores.ndim > 2 and flat.shape[1] != scores.shape[-1]):
@@ -60,17 +61,32 @@ def _scores(outputs: Outputs) -> np.ndarray:
             got=f"{scores.dtype} {list(scores.shape)}",
             expected="float [N, classes]",
         )
-    if flat.shape[1] == 1:
-        positive = flat.astype(np.float64)
-        return np.hstack([1.0 - positive, positive])
-    return flat
+    return both_classes(flat) if flat.shape[1] == 1 else flat
+
+
+#: A probability is not further outside [0, 1] than this.
+_RANGE_TOLERANCE = 1e-3
+
+
+def both_classes(positive: np.ndarray) -> np.ndarray:
+    """Return the scores of both classes of a model that gives one for the positive class only.
+
+    Args:
+        positive: float [N, 1]; where one lies outside [0, 1], all are taken as logits.
+
+    Returns:
+        float64 [N, 2]: what is left of 1 beside a probability, and 0 beside a logit.
+    """
+    wide = positive.astype(np.float64)
+    logits = wide.min(initial=0.0) < -_RANGE_TOLERANCE or wide.max(initial=0.0) > 1.0 + _RANGE_TOLERANCE
+    return np.hstack([np.zeros_like(wide) if logits else 1.0 - wide, wide])
 
 
 def predicted_classes(outputs: Outputs) -> np.ndarray:
     """Return the predicted class of each sample, int64 [N].
 
-    The argmax of the scores; a single score is the positive class's share (above one half is class 1); a
-    whole-number output is the class itself.
+    The argmax of the scores; a single score is the positive class's probability (above one half is class 1) or
+    logit (above zero is); a whole-number output is the class itself.
     """
     array = np.asarray(scored_output(outputs))
     if array.dtype.kind in "iub" and array.size == len(array):

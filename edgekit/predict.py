@@ -14,7 +14,7 @@ from edgekit.data import read_data
 from edgekit.errors import UsageError
 from edgekit.golden import run_samples
 from edgekit.images import SUFFIXES, read_image
-from edgekit.metrics import scored_output
+from edgekit.metrics import both_classes, scored_output
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -95,8 +95,8 @@ def top_classes(
     if scores.dtype.kind not in "fiu" or scores.size != len(scores) * scores.shape[-1]:
         return None
     table = scores.reshape(len(scores), -1).astype(np.float64)
-    if table.shape[1] == 1:  # the share of the positive class of two
-        table = np.hstack([1.0 - table, table])
+    if table.shape[1] == 1:
+        table = both_classes(table)
     order = np.argsort(-table, axis=1, kind="stable")[:, :k]
     return [
         tuple(Guess(int(c), _label(labels, int(c)), float(row[c])) for c in best)

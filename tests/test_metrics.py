@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import UsageError
+from edgekit.golden import margins
 from edgekit.metrics import (
     METRICS,
     confusion_matrix,
@@ -16,6 +17,8 @@ from edgekit.metrics import (
     predicted_classes,
     scored_output,
 )
+from edgekit.monitor.reference import classify, detect_activation
+from edgekit.predict import top_classes
 
 pytestmark = pytest.mark.device
 
@@ -96,6 +99,19 @@ def test_the_output_called_like_probabilities_is_scored() -> None:
     assert scored_output({"label": label, "probabilities": scores}) is scores
     assert scored_output({"label": label, "output_probability": scores}) is scores
     assert scored_output({"label": label, "scores": scores}) is label
+
+
+def test_a_single_logit_is_class_1_above_zero_as_the_monitor_has_it() -> None:
+    logits = np.array([[-3.0], [-0.2], [0.2], [0.4], [3.0]], np.float32)
+    labels = np.array([0, 0, 1, 1, 1])
+    assert predicted_classes({"z": logits}).tolist() == labels.tolist()
+    assert classify(logits, detect_activation(logits))[0].tolist() == labels.tolist()
+    assert METRICS["top1"].value({"z": logits}, labels) == 1.0
+    best = top_classes({"z": logits}, ("no", "yes"), 1)
+    assert best is not None
+    assert [guesses[0].label for guesses in best] == ["no", "no", "yes", "yes", "yes"]
+    shares = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    np.testing.assert_allclose(margins({"z": logits}), np.abs(2.0 * shares[:, 0] - 1.0))
 
 
 def test_single_scores_and_labels_as_outputs() -> None:
