@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,7 @@ def convert(as_json: bool, **options: Any) -> None:
     from edgekit.convert import convert as run
     from edgekit.errors import EdgeKitError
 
+    signal.signal(signal.SIGTERM, _end)
     request = _request(**options)
     judged: list[Verdicts] = []
     try:
@@ -119,6 +121,10 @@ def convert(as_json: bool, **options: Any) -> None:
             _show(verdicts, None, request, as_json=as_json, refusal=str(error))
         raise
     _show(judged[0], bundle, request, as_json=as_json)
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)  # on the way out the workers end and the scratch folder goes
 
 
 def _show(
