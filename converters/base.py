@@ -5,11 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from edgekit.errors import ConversionError, EdgeKitError
 from edgekit.manifest import Recipe
 from edgekit.tensors import TensorSpec
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["Converted", "Converter", "SourceModel"]
+
+_CALIBRATED = ("int8", "int16x8")
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,16 @@ class Converted(msgspec.Struct, frozen=True):
 class Converter(abc.ABC):
     """Turns one kind of source into one format, at several precisions.
 
+    A converter says what it is by its class attributes and makes one artifact in `make`; the contract around it
+    (folders, order, versions, the name in an error) is held here.
+
     Attributes:
         sources: Kinds and formats that it reads.
         format: Format that it writes.
         precisions: Precisions that it makes.
         environment: Converters of one environment share a worker process.
         needs: Modules that must be importable.
+        tools: Distributions whose versions stand in the artifact.
         extra: The extra of `edgekit-deploy` that provides them.
     """
 
@@ -75,9 +83,9 @@ class Converter(abc.ABC):
     precisions: ClassVar[tuple[str, ...]]
     environment: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
+    tools: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = "convert"
 
-    @abc.abstractmethod
     def convert(
         self,
         source: SourceModel,
@@ -94,5 +102,47 @@ class Converter(abc.ABC):
             out: An existing folder.
 
         Raises:
-            ConversionError: The source cannot be converted; says why.
+            ConversionError: The source cannot be converted; says what failed, and why.
         """
+        for recipe in recipes:
+            name = f"{self.format}-{recipe.precision}"
+            if recipe.precision in _CALIBRATED and calibration is None:
+                raise ConversionError(f"{name} needs calibration data", hint="Give --calibration.")
+            folder = out / name
+            folder.mkdir()
+            try:
+                path = self.make(source, recipe, calibration or {}, folder)
+            except EdgeKitError:
+                raise
+            except Exception as error:  # frameworks raise what they like
+                raise ConversionError(f"{self.tools[0]} cannot make {name}: {self.reason(error)}") from error
+            yield Converted(
+                path=str(path),
+                files=tuple(sorted(str(file) for file in folder.iterdir())),
+                inputs=self.inputs(source, recipe),
+                outputs=source.outputs,
+                tools={tool: version(tool) for tool in self.tools},
+            )
+
+    @abc.abstractmethod
+    def make(
+        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
+    ) -> Path:
+        """Write one artifact's files into `folder`, and nothing else; return the one that a runtime opens.
+
+        What it raises is told under the artifact's name; an `EdgeKitError` is told as it is.
+
+        Args:
+            source: What to convert.
+            recipe: What to make.
+            calibration: Arrays by canonical input name, [N, …]; empty where the recipe needs none.
+            folder: An empty folder.
+        """
+
+    def inputs(self, source: SourceModel, recipe: Recipe) -> tuple[TensorSpec, ...]:  # noqa: ARG002
+        """Return the inputs as the artifact takes them: the source's, unless it narrows them."""
+        return source.inputs
+
+    def reason(self, error: Exception) -> str:
+        """Return the part of a framework's error that tells why."""
+        return str(error)[:300] or type(error).__name__

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.canonical import canonicalise, save_canonical
-from edgekit.converters.base import Converted, Converter, SourceModel
+from edgekit.converters.base import Converter, SourceModel
 from edgekit.converters.keras_tflite import saved_model_folder
-from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 
 if TYPE_CHECKING:
@@ -27,27 +25,19 @@ class KerasToOnnx(Converter):
     precisions = ("fp32",)
     environment = "tensorflow"
     needs = ("tensorflow", "keras", "tf2onnx", "onnx")
+    tools = ("tensorflow", "tf2onnx", "onnx")
 
-    def convert(
+    def make(
         self,
         source: SourceModel,
-        recipes: Sequence[Recipe],
-        calibration: Mapping[str, np.ndarray] | None,  # noqa: ARG002
-        out: Path,
-    ) -> Iterator[Converted]:
-        """Make the one fp32 model."""
-        folder = saved_model_folder(source)
-        for recipe in recipes:
-            path = out / f"onnx-{recipe.precision}" / "model.onnx"
-            path.parent.mkdir()
-            save_canonical(self._convert_one(folder, source, recipe), str(path))
-            yield Converted(
-                path=str(path),
-                files=(str(path),),
-                inputs=source.inputs,
-                outputs=source.outputs,
-                tools={name: version(name) for name in ("tensorflow", "tf2onnx", "onnx")},
-            )
+        recipe: Recipe,
+        calibration: Mapping[str, np.ndarray],  # noqa: ARG002
+        folder: Path,
+    ) -> Path:
+        """Write one `.onnx` in canonical form."""
+        path = folder / "model.onnx"
+        save_canonical(self._convert_one(saved_model_folder(source), source, recipe), str(path))
+        return path
 
     def _convert_one(self, folder: Path, source: SourceModel, recipe: Recipe) -> Any:
         import tensorflow as tf
@@ -63,14 +53,11 @@ class KerasToOnnx(Converter):
             return [answers[spec.name] for spec in source.outputs]
 
         takes = [tf.TensorSpec(specs[n].shape, specs[n].dtype, name=n) for n in names]
-        try:
-            model, _ = tf2onnx.convert.from_function(
-                tf.function(forward, input_signature=takes),
-                input_signature=takes,
-                opset=int(recipe.options["opset"]),
-            )
-        except Exception as error:  # tf2onnx raises what its rewriters raise
-            raise ConversionError(f"tf2onnx cannot make onnx-fp32: {str(error)[:300]}") from error
+        model, _ = tf2onnx.convert.from_function(
+            tf.function(forward, input_signature=takes),
+            input_signature=takes,
+            opset=int(recipe.options["opset"]),
+        )
         return canonicalise(
             model,
             inputs=names,

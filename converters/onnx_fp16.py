@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.canonical import canonicalise, save_canonical
-from edgekit.converters.base import Converted, Converter, SourceModel
-from edgekit.errors import ConversionError
+from edgekit.converters.base import Converter, SourceModel
 from edgekit.manifest import Recipe
 
 if TYPE_CHECKING:
@@ -26,32 +24,20 @@ class OnnxToFp16(Converter):
     precisions = ("fp16",)
     environment = "onnx"
     needs = ("onnx", "onnxruntime")
+    tools = ("onnxruntime", "onnx")
 
-    def convert(
+    def make(
         self,
         source: SourceModel,
-        recipes: Sequence[Recipe],
-        calibration: Mapping[str, np.ndarray] | None,  # noqa: ARG002
-        out: Path,
-    ) -> Iterator[Converted]:
-        """Make the one fp16 model."""
+        recipe: Recipe,  # noqa: ARG002
+        calibration: Mapping[str, np.ndarray],  # noqa: ARG002
+        folder: Path,
+    ) -> Path:
+        """Write one `.onnx` in canonical form."""
         import onnx
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        for recipe in recipes:
-            try:
-                model = convert_float_to_float16(onnx.load(str(source.path)), keep_io_types=True)
-            except (ValueError, RuntimeError, KeyError) as error:
-                raise ConversionError(
-                    f"ONNX Runtime's tools cannot make onnx-fp16: {str(error)[:300]}"
-                ) from error
-            path = out / f"onnx-{recipe.precision}" / "model.onnx"
-            path.parent.mkdir()
-            save_canonical(canonicalise(model), str(path))
-            yield Converted(
-                path=str(path),
-                files=(str(path),),
-                inputs=source.inputs,
-                outputs=source.outputs,
-                tools={name: version(name) for name in ("onnx", "onnxruntime")},
-            )
+        model = convert_float_to_float16(onnx.load(str(source.path)), keep_io_types=True)
+        path = folder / "model.onnx"
+        save_canonical(canonicalise(model), str(path))
+        return path

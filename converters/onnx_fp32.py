@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.canonical import canonicalise, save_canonical
-from edgekit.converters.base import Converted, Converter, SourceModel
+from edgekit.converters.base import Converter, SourceModel
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 
@@ -26,34 +25,27 @@ class OnnxToOnnx(Converter):
     precisions = ("fp32",)
     environment = "onnx"
     needs = ("onnx",)
+    tools = ("onnx",)
 
-    def convert(
+    def make(
         self,
         source: SourceModel,
-        recipes: Sequence[Recipe],
-        calibration: Mapping[str, np.ndarray] | None,  # noqa: ARG002
-        out: Path,
-    ) -> Iterator[Converted]:
-        """Make the one fp32 model."""
+        recipe: Recipe,
+        calibration: Mapping[str, np.ndarray],  # noqa: ARG002
+        folder: Path,
+    ) -> Path:
+        """Write one `.onnx` in canonical form."""
         import onnx
 
-        for recipe in recipes:
-            model = onnx.load(str(source.path))
-            most = int(recipe.options["opset"])
-            opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-            if opset > most:
-                raise ConversionError(
-                    "the model's opset is newer than the target's runtime reads",
-                    got=opset,
-                    expected=f"at most {most}",
-                )
-            path = out / f"onnx-{recipe.precision}" / "model.onnx"
-            path.parent.mkdir()
-            save_canonical(canonicalise(model, ir_version=int(recipe.options["ir"])), str(path))
-            yield Converted(
-                path=str(path),
-                files=(str(path),),
-                inputs=source.inputs,
-                outputs=source.outputs,
-                tools={"onnx": version("onnx")},
+        model = onnx.load(str(source.path))
+        most = int(recipe.options["opset"])
+        opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+        if opset > most:
+            raise ConversionError(
+                "the model's opset is newer than the target's runtime reads",
+                got=opset,
+                expected=f"at most {most}",
             )
+        path = folder / "model.onnx"
+        save_canonical(canonicalise(model, ir_version=int(recipe.options["ir"])), str(path))
+        return path

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.canonical import canonicalise, save_canonical
-from edgekit.converters.base import Converted, Converter, SourceModel
-from edgekit.errors import ConversionError
+from edgekit.converters.base import Converter, SourceModel
 from edgekit.manifest import Recipe
 
 if TYPE_CHECKING:
@@ -32,30 +30,17 @@ class OnnxToInt8(Converter):
     precisions = ("int8",)
     environment = "onnx"
     needs = ("onnx", "onnxruntime", "sympy")
+    tools = ("onnxruntime", "onnx")
 
-    def convert(
-        self,
-        source: SourceModel,
-        recipes: Sequence[Recipe],
-        calibration: Mapping[str, np.ndarray] | None,
-        out: Path,
-    ) -> Iterator[Converted]:
-        """Make the one int8 model."""
-        if calibration is None:
-            raise ConversionError("onnx-int8 needs calibration data", hint="Give --calibration.")
-        for recipe in recipes:
-            path = out / f"onnx-{recipe.precision}" / "model.onnx"
-            path.parent.mkdir()
-            with tempfile.TemporaryDirectory(dir=out) as scratch:
-                model = self._quantize(source.path, recipe, calibration, Path(scratch))
-            save_canonical(canonicalise(model), str(path))
-            yield Converted(
-                path=str(path),
-                files=(str(path),),
-                inputs=source.inputs,
-                outputs=source.outputs,
-                tools={name: version(name) for name in ("onnx", "onnxruntime")},
-            )
+    def make(
+        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
+    ) -> Path:
+        """Write one `.onnx` in canonical form."""
+        path = folder / "model.onnx"
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            model = self._quantize(source.path, recipe, calibration, Path(scratch))
+        save_canonical(canonicalise(model), str(path))
+        return path
 
     def _quantize(
         self, path: Path, recipe: Recipe, calibration: Mapping[str, np.ndarray], scratch: Path
@@ -66,26 +51,23 @@ class OnnxToInt8(Converter):
 
         prepared, quantized = scratch / "prepared.onnx", scratch / "quantized.onnx"
         options = recipe.options
-        try:
-            quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-            quantize_static(
-                str(prepared),
-                str(quantized),
-                _Reader(calibration),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QInt8 if options["activation"] == "int8" else QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=bool(options["per_channel"]),
-                reduce_range=bool(options["reduce_range"]),
-                extra_options={
-                    "ActivationSymmetric": bool(options["symmetric_activations"]),
-                    "WeightSymmetric": True,
-                    # TensorRT wants biases in float; so does every other reader
-                    "QuantizeBias": not options["symmetric_activations"],
-                },
-            )
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise ConversionError(f"ONNX Runtime cannot make onnx-int8: {str(error)[:300]}") from error
+        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(quantized),
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8 if options["activation"] == "int8" else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=bool(options["per_channel"]),
+            reduce_range=bool(options["reduce_range"]),
+            extra_options={
+                "ActivationSymmetric": bool(options["symmetric_activations"]),
+                "WeightSymmetric": True,
+                # TensorRT wants biases in float; so does every other reader
+                "QuantizeBias": not options["symmetric_activations"],
+            },
+        )
         return onnx.load(str(quantized))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgekit.converters.base import Converted, Converter, SourceModel
+from edgekit.converters.base import Converter, SourceModel
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 from edgekit.tensors import TensorSpec
@@ -20,15 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["OnnxToOpenVino", "save_ir"]
 
 
-def save_ir(model: Any, folder: Path, *, half: bool) -> tuple[str, tuple[str, ...]]:
-    """Write an OpenVINO model; return the file to open and all files.
+def save_ir(model: Any, folder: Path, *, half: bool) -> Path:
+    """Write an OpenVINO model as `model.xml` and `model.bin`; return the file to open.
 
     Nodes are named by position (OpenVINO numbers new ones by a counter of the whole process), and runtime
     information that names this run (paths, command lines) is dropped, so that bytes are stable.
     """
     import openvino as ov
 
-    folder.mkdir()
     for i, node in enumerate(model.get_ordered_ops()):
         if node.get_type_name() not in ("Parameter", "Result"):
             node.set_friendly_name(f"{node.get_type_name()}_{i}")
@@ -37,7 +35,7 @@ def save_ir(model: Any, folder: Path, *, half: bool) -> tuple[str, tuple[str, ..
             model.set_rt_info("", [key])
     path = folder / "model.xml"
     ov.save_model(model, str(path), compress_to_fp16=half)
-    return str(path), (str(path), str(path.with_suffix(".bin")))
+    return path
 
 
 class OnnxToOpenVino(Converter):
@@ -48,40 +46,32 @@ class OnnxToOpenVino(Converter):
     precisions = ("fp32", "fp16")
     environment = "onnx"
     needs = ("openvino",)
+    tools = ("openvino",)
 
-    def convert(
+    def make(
         self,
         source: SourceModel,
-        recipes: Sequence[Recipe],
-        calibration: Mapping[str, np.ndarray] | None,  # noqa: ARG002
-        out: Path,
-    ) -> Iterator[Converted]:
-        """Make one IR per recipe."""
+        recipe: Recipe,
+        calibration: Mapping[str, np.ndarray],  # noqa: ARG002
+        folder: Path,
+    ) -> Path:
+        """Write one IR, with a batch of one where the target takes fixed shapes only."""
         import openvino as ov
 
-        for recipe in recipes:
-            try:
-                model = ov.convert_model(str(source.path))
-            except Exception as error:  # OpenVINO's front ends raise several unrelated types
-                raise ConversionError(f"OpenVINO cannot read the ONNX model: {str(error)[:300]}") from error
-            inputs = _freeze(model, source) if recipe.options["static"] else source.inputs
-            path, files = save_ir(
-                model, out / f"openvino-{recipe.precision}", half=recipe.precision == "fp16"
-            )
-            yield Converted(
-                path=path,
-                files=files,
-                inputs=inputs,
-                outputs=source.outputs,
-                tools={"openvino": version("openvino")},
-            )
+        model = ov.convert_model(str(source.path))
+        if recipe.options["static"]:
+            model.reshape({spec.name: list(spec.shape) for spec in self.inputs(source, recipe)})
+        return save_ir(model, folder, half=recipe.precision == "fp16")
+
+    def inputs(self, source: SourceModel, recipe: Recipe) -> tuple[TensorSpec, ...]:
+        """Return the inputs, the batch fixed at one where the target takes fixed shapes only."""
+        return _frozen(source.inputs) if recipe.options["static"] else source.inputs
 
 
-def _freeze(model: Any, source: SourceModel) -> tuple[TensorSpec, ...]:
-    """Give the model a batch of one, as accelerators without dynamic shapes need; return the narrowed inputs."""
+def _frozen(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     narrowed = tuple(
         msgspec.structs.replace(spec, shape=(1, *spec.shape[1:]) if spec.shape[:1] == (-1,) else spec.shape)
-        for spec in source.inputs
+        for spec in inputs
     )
     for spec in narrowed:
         if -1 in spec.shape:
@@ -90,5 +80,4 @@ def _freeze(model: Any, source: SourceModel) -> tuple[TensorSpec, ...]:
                 got=list(spec.shape),
                 hint="Export the model with fixed sizes.",
             )
-    model.reshape({spec.name: list(spec.shape) for spec in narrowed})
     return narrowed

@@ -69,10 +69,10 @@ class SwappedClassesFromOnnx(OnnxToOnnx):
 class ConstantTflite(KerasToTflite):
     """Answers the same whatever goes in: no class is likelier than another."""
 
-    def _convert_one(self, folder: Path, recipe: Recipe, calibration: Calibration) -> bytes:
+    def _convert_one(self, saved_model: Path, recipe: Recipe, calibration: Mapping[str, np.ndarray]) -> bytes:
         import tensorflow as tf
 
-        loaded = tf.saved_model.load(str(folder))  # a name of its own keeps its variables alive
+        loaded = tf.saved_model.load(str(saved_model))  # a name of its own keeps its variables alive
         signature = loaded.signatures["serving_default"]
         (name, spec), *_ = signature.structured_input_signature[1].items()
 
@@ -83,7 +83,7 @@ class ConstantTflite(KerasToTflite):
         module = tf.Module()
         made = tf.function(answer, input_signature=[tf.TensorSpec(spec.shape, spec.dtype, name=name)])
         module.loaded, module.answer = loaded, made
-        saved = str(folder) + f"-constant-{recipe.precision}"
+        saved = str(saved_model) + f"-constant-{recipe.precision}"
         tf.saved_model.save(module, saved, signatures={"serving_default": made.get_concrete_function()})
         converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=["serving_default"])
         model: bytes = converter.convert()
@@ -136,16 +136,15 @@ class KilledAtFp16(Converter):
     precisions = ("fp32", "fp16")
     environment = "onnx"
     needs = ("onnx",)
+    tools = ("onnx",)
 
-    def convert(
-        self, source: SourceModel, recipes: Sequence[Recipe], calibration: Calibration, out: Path
-    ) -> Iterator[Converted]:
-        for recipe in recipes:
-            if recipe.precision == "fp16":
-                (out / "onnx-fp16").mkdir()
-                (out / "onnx-fp16" / "model.onnx").write_bytes(b"half a mod")
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield from OnnxToOnnx().convert(source, [recipe], calibration, out)
+    def make(
+        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
+    ) -> Path:
+        if recipe.precision == "fp16":
+            (folder / "model.onnx").write_bytes(b"half a mod")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return OnnxToOnnx().make(source, recipe, calibration, folder)
 
 
 class SleepingFp16(OnnxToFp16):

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgekit.converters import CONVERTERS, Converted, Converter, SourceModel, get_converter
+from edgekit.converters import CONVERTERS, Converter, SourceModel, get_converter
 from edgekit.devices import FORMATS, PRECISIONS
 from edgekit.errors import UsageError
 from edgekit.manifest import Recipe
@@ -24,13 +24,9 @@ class Hop(Converter):
     def __init__(self, source: str, format_: str, *precisions: str) -> None:
         self.sources, self.format, self.precisions = (source,), format_, precisions  # type: ignore[misc]
 
-    def convert(
-        self,
-        source: SourceModel,
-        recipes: Sequence[Recipe],
-        calibration: Mapping[str, np.ndarray] | None,
-        out: Path,
-    ) -> Iterator[Converted]:
+    def make(
+        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
+    ) -> Path:
         raise AssertionError("routes are found without converting")
 
 
