@@ -87,17 +87,24 @@ def measure_parity(
     outputs: Mapping[str, np.ndarray],
     *,
     argmax: bool,
+    targets: bool = False,
     pairs: Mapping[str, np.ndarray] | None = None,
 ) -> ParityEvidence:
     """Compare an artifact's outputs with the source's on the same inputs.
+
+    Errors are shares of each output's range. The columns of a regression's targets are each measured by their
+    own: beside a target in the thousands one between 0 and 1 would vanish, and be lost without a trace.
 
     Args:
         reference: The source's outputs by name, float [N, …].
         outputs: The artifact's outputs by name, same shapes.
         argmax: Whether the outputs tell classes.
+        targets: Whether the columns of the output that metrics look at are targets of a regression.
         pairs: The artifact's outputs for the first two samples as one batch of two; None where it takes none.
     """
     import numpy as np
+
+    from edgekit.metrics import scored_output
 
     biggest, finite, constant, batch2 = 0.0, True, False, 0.0 if pairs is not None else None
     errors = []
@@ -106,10 +113,10 @@ def measure_parity(
         expected = np.asarray(want, dtype=np.float64)
         if got.shape != expected.shape or not np.isfinite(got).all():
             return ParityEvidence(n=len(expected), max_error=1.0, p95_error=1.0, finite=False)
-        scale = float(np.ptp(expected)) or max(float(np.abs(expected).max(initial=0.0)), 1e-12)
+        scale = _scale(expected, by_column=targets and want is scored_output(reference))
         error = np.abs(got - expected) / scale
         biggest = max(biggest, float(error.max(initial=0.0)))
-        errors.append(float(np.quantile(error, 0.95)))
+        errors.append(float(np.quantile(error, 0.95, axis=0 if scale.ndim else None).max()))
         constant |= bool(_varies(expected) and not _varies(got))
         if pairs is not None and batch2 is not None:
             batch2 = max(batch2, _difference(np.asarray(pairs[name], dtype=np.float64), got[:2], scale))
@@ -124,13 +131,27 @@ def measure_parity(
     )
 
 
-def _difference(together: np.ndarray, alone: np.ndarray, scale: float) -> float:
+def _scale(expected: np.ndarray, *, by_column: bool) -> np.ndarray:
+    """Return what errors are shares of, float64 [] or, `by_column` of [N, K], [K]: the range, over 0.
+
+    A column that never varies has none of its own and goes by the range of all.
+    """
+    import numpy as np
+
+    whole = float(np.ptp(expected)) or max(float(np.abs(expected).max(initial=0.0)), 1e-12)
+    if not by_column or expected.ndim != 2:
+        return np.array(whole)
+    ranges: np.ndarray = np.ptp(expected, axis=0)
+    return np.where(ranges > 0.0, ranges, whole)
+
+
+def _difference(together: np.ndarray, alone: np.ndarray, scale: np.ndarray) -> float:
     """Return the largest difference as a share of `scale`; 1 where it is none: another shape, NaN."""
     import numpy as np
 
     if together.shape != alone.shape or not np.isfinite(together).all():
         return 1.0
-    return float(np.abs(together - alone).max(initial=0.0)) / scale
+    return float((np.abs(together - alone) / scale).max(initial=0.0))
 
 
 def _varies(values: np.ndarray) -> bool:

@@ -95,7 +95,11 @@ class Examination:
         answers, scored = score(converted, preference.runtime, 1, exact, self.parity, pairs=True)
         pairs = {k.removeprefix("pair:"): v for k, v in answers.items() if k.startswith("pair:")}
         parity = measure_parity(
-            self.reference, answers, argmax=self.task == "classification", pairs=pairs or None
+            self.reference,
+            answers,
+            argmax=self.task == "classification",
+            targets=self.task == "regression",
+            pairs=pairs or None,
         )
         measured, timed = score(
             converted,

@@ -85,6 +85,8 @@ class Recipe(msgspec.Struct, frozen=True):
 class ParityEvidence(msgspec.Struct, frozen=True):
     """Artifact against source on the same inputs. Errors are fractions of the source output's range.
 
+    For a regression the range is that of the target, the output's column.
+
     Attributes:
         n: Samples compared.
         max_error: Largest absolute error.

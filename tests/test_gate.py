@@ -178,6 +178,29 @@ def test_one_constant_output_among_others_is_enough_wherever_it_stands() -> None
         assert measure_parity(source, got, argmax=False).constant
 
 
+def test_each_target_of_a_regression_is_measured_by_its_own_range() -> None:
+    source = {"y": np.array([[0.0, 0.0], [5e5, 0.5], [1e6, 1.0]])}
+    lost = {"y": source["y"] * [1.0, 0.0]}  # what an int8 output with one scale for both makes of it
+    assert measure_parity(source, lost, argmax=False).max_error < 1e-5
+    seen = measure_parity(source, lost, argmax=False, targets=True)
+    assert seen.max_error == 1.0
+    assert seen.p95_error == pytest.approx(0.95)
+    pairs = {"y": np.add(source["y"][:2], [0.0, 0.25])}
+    assert measure_parity(source, source, argmax=False, targets=True, pairs=pairs).batch2_error == 0.25
+
+
+def test_a_target_that_never_varies_goes_by_the_range_of_all() -> None:
+    source, got = {"y": np.array([[0.0, 3.0], [10.0, 3.0]])}, {"y": np.array([[0.0, 3.1], [10.0, 3.1]])}
+    assert measure_parity(source, got, argmax=False, targets=True).max_error == pytest.approx(0.01)
+
+
+def test_only_the_output_that_metrics_look_at_holds_targets() -> None:
+    wide = np.array([[0.0, 0.0], [1e6, 1.0]])
+    source = {"y": np.array([[0.0], [1.0]]), "features": wide}
+    got = {**source, "features": wide * [1.0, 0.0]}
+    assert measure_parity(source, got, argmax=False, targets=True).max_error == pytest.approx(1e-6)
+
+
 def test_a_batch_of_two_is_compared_with_the_same_two_alone() -> None:
     together = outputs([0.0, 1.0], [0.5, 0.3])
     seen = measure_parity(SOURCE, SOURCE, argmax=True, pairs=together)
