@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ConvertOutcome", "ConvertRequest", "Verdicts", "convert"]
 
+#: What a report may hold as the name of its model.
+_LONGEST_NAME = 200
+
 #: Says what is going on: a phrase, steps done, steps in all.
 Progress = Callable[[str, int, int], None]
 
@@ -141,6 +144,7 @@ def convert(
     profile = load_profile(request.target)
     kind = identify(request.model)
     _check_out(request)
+    _bundle_name(request)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch, _factory(request, scratch) as factory:
         conversion = _Conversion(request, profile, kind, factory, progress)
@@ -160,6 +164,22 @@ def _check_out(request: ConvertRequest) -> None:
         raise UsageError(f"{request.out} exists", hint="Give another name, or --overwrite.")
     if not request.out.absolute().parent.is_dir():
         raise UsageError(f"the folder {request.out.absolute().parent} does not exist", hint="Make it first.")
+
+
+def _bundle_name(request: ConvertRequest) -> str:
+    """Return the bundle's name: the one asked for, else the model file's up to its first dot.
+
+    It is a part of the daemon's addresses and stands in every report: one line, no slash.
+    """
+    name = request.name if request.name is not None else request.model.name.split(".")[0]
+    if not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable() or "/" in name or name in (".", ".."):
+        raise UsageError(
+            "the bundle's name cannot be used",
+            got=repr(name[:80]),
+            expected=f"1 to {_LONGEST_NAME} characters on one line, no slash",
+            hint="Give another with --name.",
+        )
+    return name
 
 
 @contextmanager
@@ -245,6 +265,7 @@ class _Conversion:
         self.reference = run(self.kind, self.request.model, self.samples.parity)
         _check_finite(self.reference)
         self.task = self.request.task or self._infer_task()
+        self._check_class_names()
         self.metric = self._metric()
         self.evaluated = (
             run(self.kind, self.request.model, self.evaluation.inputs)
@@ -252,6 +273,7 @@ class _Conversion:
             else None
         )
         _check_finite(self.evaluated or {})
+        self._say_what_is_odd()
         self.golden = self.samples.choose_golden(
             self.request.golden,
             self.task,
@@ -301,11 +323,53 @@ class _Conversion:
         metric = get_metric(name, self.task)
         if self.task == "classification":
             assert self.evaluation.labels is not None
-            # one score is the positive class's share: two classes
-            classes = max(2, scored_output(self.reference).shape[-1])
-            labels = class_labels(self.evaluation.labels, classes)
+            classes = self._class_count()
+            labels = (
+                self.evaluation.labels if classes is None else class_labels(self.evaluation.labels, classes)
+            )
             self.evaluation = replace(self.evaluation, labels=labels)
         return metric
+
+    def _class_count(self) -> int | None:
+        """Return how many classes the scores tell apart; None where the output is the class itself."""
+        scores = scored_output(self.reference)
+        # one score is the positive class's share: two classes
+        return max(2, scores.size // len(scores)) if scores.dtype.kind == "f" else None
+
+    def _check_class_names(self) -> None:
+        """Refuse names that cannot be those of the model's classes: each would stand for another class."""
+        names = self.request.labels or (self.evaluation.class_names if self.evaluation else ())
+        classes = self._class_count() if self.task == "classification" and names else None
+        if classes is None:
+            return
+        if len(names) != classes:
+            raise UsageError(
+                "the class names do not fit the model",
+                got=f"{len(names)} ({', '.join(names)[:80]})",
+                expected=f"{classes}, one for each score",
+                hint="Give a file with all of them, in the model's order, with --labels.",
+            )
+        if not self.request.labels:
+            self.notes.append(
+                f"classes in alphabetical order: {', '.join(names)[:200]} (--labels says otherwise)"
+            )
+
+    def _say_what_is_odd(self) -> None:
+        """Note what makes the evidence weak: labels that do not seem to fit, answers that never vary."""
+        if all((values == values[:1]).all() for values in self.reference.values()):
+            self.notes.append(
+                f"the source gives the same answer to all {self.samples.n} parity inputs: parity shows little"
+            )
+        if self.metric is None or self.metric.name != "top1" or self.evaluation is None:
+            return
+        assert self.evaluated is not None
+        assert self.evaluation.labels is not None
+        share, classes = self.metric.value(self.evaluated, self.evaluation.labels), self._class_count()
+        if classes is not None and share <= 1.0 / classes:
+            self.notes.append(
+                f"the source itself has top1 {share:.3g}, no better than guessing one of {classes} classes: "
+                "do the labels fit the model?"
+            )
 
     def _make_and_judge(self, wanted: Sequence[Wanted]) -> None:
         """Try each artifact's routes, shortest first: the next where one fails or is refused; say so."""
@@ -395,7 +459,7 @@ class _Conversion:
         model = request.model
         names = evaluation.class_names if evaluation is not None else ()
         return Assembly(
-            name=request.name or model.name.split(".")[0],
+            name=_bundle_name(request),
             version=request.version,
             task=self.task,
             source=SourceInfo(self.kind, hash_source(model), self.source.tools),

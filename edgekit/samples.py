@@ -38,6 +38,11 @@ class Samples:
     seed: int
 
     @property
+    def n(self) -> int:
+        """How many parity inputs there are."""
+        return len(next(iter(self.parity.values())))
+
+    @property
     def origin(self) -> str:
         """Tell whether the user gave data."""
         return "real" if self.real else "synthetic"
@@ -107,17 +112,29 @@ def gather_samples(
 def synthetic_inputs(
     specs: Sequence[TensorSpec], n: int, seed: int, like: Mapping[str, np.ndarray] | None = None
 ) -> Arrays:
-    """Return seeded noise: floats uniform in [0, 1), integers 0 or 1, or in the range of `like`."""
+    """Return seeded noise: floats uniform in [0, 1), bytes over their whole range, other integers 0 or 1.
+
+    With `like`, all in its range. A byte is a picture's; a wider integer may be an index into a table whose
+    size nobody knows, and 0 or 1 are in it.
+    """
     random = np.random.default_rng(seed)
     arrays: Arrays = {}
     for spec in specs:
         shape = (n, *sample_shape(spec)[1:])
         kind = np.dtype(spec.dtype if spec.dtype != "bytes" else "O").kind
-        low, high = (
-            (0.0, 1.0) if like is None else (float(like[spec.name].min()), float(like[spec.name].max()))
-        )
+        low, high = _span(spec.dtype) if like is None else _ends(like[spec.name])
         if kind == "f":
             arrays[spec.name] = (low + (high - low) * random.random(shape)).astype(spec.dtype)
         else:
             arrays[spec.name] = random.integers(int(low), int(high) + 1, shape).astype(spec.dtype)
     return arrays
+
+
+def _span(dtype: str) -> tuple[float, float]:
+    return (
+        (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)) if dtype in ("uint8", "int8") else (0.0, 1.0)
+    )
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
