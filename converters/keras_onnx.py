@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,22 @@ class KerasToOnnx(Converter):
             input_signature=takes,
             opset=int(recipe.options["opset"]),
         )
+        _drop_folded_constants(model.graph, names)
         return canonicalise(
             model,
             inputs=names,
             outputs=[spec.name for spec in source.outputs],
             ir_version=int(recipe.options["ir"]),
         )
+
+
+def _drop_folded_constants(graph: Any, names: Collection[str]) -> None:
+    """Remove inputs beside `names` that nothing reads.
+
+    A constant that a Keras layer captured, such as the mean of a Normalization, is an input to tf2onnx; it stays
+    one after its value was folded into the graph.
+    """
+    read = {value for node in graph.node for value in node.input}
+    kept = [value for value in graph.input if value.name in names or value.name in read]
+    del graph.input[:]
+    graph.input.extend(kept)

@@ -192,10 +192,14 @@ class KerasSource(Source):
         """Return the model's answers, in inference mode: Keras itself answers, not what it exported."""
         import keras
 
-        if len(self.inputs) == 1:
-            answers = self.model(feed[self.inputs[0].name], training=False)
+        if isinstance(self.model, keras.Sequential):  # it has one input, and no structure of inputs
+            given: Any = feed[self.inputs[0].name]
         else:
-            answers = self.model([feed[tensor.name] for tensor in self.model.inputs], training=False)
+            only = feed[self.inputs[0].name] if len(self.inputs) == 1 else None
+            given = keras.tree.map_structure(
+                lambda tensor: feed[tensor.name] if only is None else only, self.model.input
+            )
+        answers = self.model(given, training=False)
         if not isinstance(answers, dict):
             flat = answers if isinstance(answers, (list, tuple)) else [answers]
             answers = {f"output_{i}": value for i, value in enumerate(flat)}

@@ -128,6 +128,11 @@ save("many", Model([b, a], [both, *[layers.Dense(1, name=f"o{i}")(both) for i in
 x = Input((4,), name="x")
 h = layers.Dense(3)(x)
 save("dict_outputs", Model(x, {"zeta": layers.Dense(2)(h), "alpha": layers.Dense(1)(h)}))
+left, right = Input((4,), name="left"), Input((4,), name="right")
+scaled = layers.Normalization(mean=[1, 2, 3, 4], variance=[1, 4, 9, 16])(left)
+save("dict_inputs", Model({"zeta": left, "alpha": right}, layers.Dense(2)(layers.Subtract()([scaled, right]))))
+alone = Input((4,), name="alone")
+save("one_in_a_dict", Model({"key": alone}, layers.Dense(2)(alone)))
 save("batch_norm", Sequential([Input((6, 6, 2), name="im"), layers.Conv2D(3, 3), layers.BatchNormalization(),
                                layers.Dropout(0.5), layers.Flatten(), layers.Dense(2, "softmax")]))
 save("unbuilt", Sequential([layers.Dense(2)]))
@@ -197,6 +202,8 @@ def answers_of(
 FEEDS: dict[str, dict[str, tuple[int, ...]]] = {
     "many": {"b": (3,), "a": (2,)},  # two inputs not in the alphabet's order, output_10 beside output_2
     "dict_outputs": {"x": (4,)},
+    "dict_inputs": {"left": (4,), "right": (4,)},  # and constants that a layer captured
+    "one_in_a_dict": {"alone": (4,)},
 }
 
 
