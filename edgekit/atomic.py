@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +50,7 @@ def staged(out: Path, *, overwrite: bool, replaceable: Callable[[Path], bool]) -
         MachineError: The disk is full, or writing is not permitted; nothing has been replaced.
     """
     _check_vacant(out, overwrite, replaceable)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(6)}.tmp")
+    temporary = out.with_name(f".{out.name}.{os.urandom(6).hex()}.tmp")
     try:
         _make_folders(out.parent)
         yield temporary
@@ -125,7 +124,7 @@ def _rename(new: Path, out: Path, flag: int) -> bool:
 
 
 def _swap_in_two_steps(new: Path, out: Path) -> None:
-    aside = out.with_name(f".{out.name}.{secrets.token_hex(6)}.old")
+    aside = out.with_name(f".{out.name}.{os.urandom(6).hex()}.old")
     out.rename(aside)
     try:
         new.rename(out)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from edgekit.errors import InvalidFileError, UnavailableError, UsageError
 from edgekit.runtimes.base import ModelFiles, Runtime, Session, SessionOptions, bind, pick_providers
@@ -29,8 +28,7 @@ LIBRARIES = {
 _IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every TFLite file
 
 
-@dataclass(frozen=True)
-class _Library:
+class _Library(msgspec.Struct, frozen=True):
     distribution: str
     module: Any
 
@@ -49,6 +47,21 @@ def _library() -> _Library:
         got="; ".join(broken) or None,
         hint="Run: pip install 'edgekit-deploy[tflite]'.",
     )
+
+
+def _version(library: _Library) -> str:
+    """Return what the package or the module says of itself, else what pip noted down, else `unknown`."""
+    package = import_module(library.module.__name__.partition(".")[0])
+    for module in (package, library.module):
+        version = getattr(module, "__version__", None)
+        if isinstance(version, str):
+            return version
+    from importlib import metadata  # slower to import than LiteRT itself
+
+    try:
+        return metadata.version(library.distribution)
+    except metadata.PackageNotFoundError:  # a vendor's build under another distribution name
+        return "unknown"
 
 
 def _try_import(name: str) -> ModuleType | str:
@@ -75,10 +88,7 @@ class LiteRT(Runtime):
 
     def version(self) -> str:  # noqa: D102  the contract is the base class's
         library = _library()
-        try:
-            return f"{library.distribution} {installed_version(library.distribution)}"
-        except PackageNotFoundError:  # a vendor's build under another distribution name
-            return f"{library.distribution} {getattr(library.module, '__version__', 'unknown')}"
+        return f"{library.distribution} {_version(library)}"
 
     def providers(self) -> tuple[str, ...]:  # noqa: D102  the contract is the base class's
         _library()

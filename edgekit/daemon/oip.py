@@ -8,7 +8,6 @@ Python's `json` and Triton's own clients read, and they are accepted in requests
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -309,7 +308,8 @@ def _message(signature: Signature, data: memoryview | bytes) -> _Message:
         except msgspec.DecodeError:
             if not any(token in bytes(data) for token in (b"NaN", b"Infinity")):
                 raise
-            # Python's json module is the one that writes these tokens, and reads them
+            import json  # the one that writes these tokens, and reads them
+
             message = msgspec.convert(json.loads(bytes(data)), _LenientMessage)
             _ENCODER.encode(message.id)  # it also reads half surrogates, which could not be echoed
             return message
@@ -496,5 +496,6 @@ def _to_json(response: _Response) -> bytes:
     data = _ENCODER.encode(response)
     if b"null" not in data:
         return data
-    # the fast encoder writes null for NaN and infinity; the slow one writes tokens that Python's json reads
+    import json  # the fast encoder writes null for NaN and infinity; this one writes tokens that it reads
+
     return json.dumps(msgspec.to_builtins(response), separators=(",", ":")).encode()
