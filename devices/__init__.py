@@ -1,4 +1,4 @@
-"""Device profiles: one TOML file each, read strictly into one frozen dataclass.
+"""Device profiles: one TOML file each, read strictly into one frozen structure.
 
 A profile says what a device is and what suits it; decisions about it are made elsewhere, on this data. A
 family (`jetson`) is a profile too: what is safe on every member. `extends` names the parent: tables are
@@ -7,12 +7,9 @@ merged key by key, notes add up, everything else is replaced.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,8 +62,7 @@ Feature = Literal[
 Option = str | int | float | bool
 
 
-@dataclass(frozen=True)
-class Int8Policy:
+class Int8Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a static int8 ONNX or OpenVINO artifact must be quantized to be right on the device.
 
     Attributes:
@@ -82,8 +78,7 @@ class Int8Policy:
     reduce_range: bool
 
 
-@dataclass(frozen=True)
-class RuntimePreference:
+class RuntimePreference(msgspec.Struct, frozen=True):
     """One runtime that suits the device.
 
     Attributes:
@@ -99,16 +94,15 @@ class RuntimePreference:
     precisions: tuple[str, ...]
     providers: tuple[str, ...] = ()
     threads: int = 0
-    options: Mapping[str, Option] = field(default_factory=dict)
-    precision_options: Mapping[str, Mapping[str, Option]] = field(default_factory=dict)
+    options: Mapping[str, Option] = {}
+    precision_options: Mapping[str, Mapping[str, Option]] = {}
 
     def options_for(self, precision: str) -> dict[str, Option]:
         """Return the options for an artifact of one precision."""
         return {**self.options, **self.precision_options.get(precision, {})}
 
 
-@dataclass(frozen=True)
-class MatchSignals:
+class MatchSignals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What tells the device on a running system: one of the identities, and every condition.
 
     Attributes:
@@ -122,14 +116,13 @@ class MatchSignals:
 
     compatible: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
-    pci: tuple[str, ...] = ()
+    pci: tuple[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4}:[0-9a-f]{4}$")], ...] = ()
     l4t_min: int | None = None
     driver: str | None = None
     node: str | None = None
 
 
-@dataclass(frozen=True)
-class DeviceProfile:
+class DeviceProfile(msgspec.Struct, frozen=True):
     """What a device is and what suits it.
 
     Attributes:
@@ -204,8 +197,8 @@ class DeviceProfile:
         """
         policy = self.int8
         if self.arch == "x86-64" and policy.activation == "uint8":
-            policy = dataclasses.replace(policy, reduce_range=not set(DOT_PRODUCT_X86) & set(isa))
-        return dataclasses.replace(self, isa=tuple(isa), int8=policy)
+            policy = msgspec.structs.replace(policy, reduce_range=not set(DOT_PRODUCT_X86) & set(isa))
+        return msgspec.structs.replace(self, isa=tuple(isa), int8=policy)
 
 
 class _RuntimeTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -217,22 +210,6 @@ class _RuntimeTable(msgspec.Struct, forbid_unknown_fields=True):
     precision_options: dict[Precision, dict[str, Option]] = {}
 
 
-class _Int8Table(msgspec.Struct, forbid_unknown_fields=True):
-    activation: Literal["uint8", "int8"]
-    weights: Literal["int8"]
-    symmetric_activations: bool
-    reduce_range: bool
-
-
-class _MatchTable(msgspec.Struct, forbid_unknown_fields=True):
-    compatible: tuple[str, ...] = ()
-    model: tuple[str, ...] = ()
-    pci: tuple[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4}:[0-9a-f]{4}$")], ...] = ()
-    l4t_min: int | None = None
-    driver: str | None = None
-    node: str | None = None
-
-
 class _ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     """One whole profile; the bounds on sizes catch a value given in another unit."""
 
@@ -240,7 +217,7 @@ class _ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     family: str
     arch: Literal["aarch64", "x86-64"]
     runtimes: Annotated[tuple[_RuntimeTable, ...], msgspec.Meta(min_length=1)]
-    int8: _Int8Table
+    int8: Int8Policy
     max_opset: Annotated[int, msgspec.Meta(ge=7, le=30)]
     max_ir: Annotated[int, msgspec.Meta(ge=3, le=20)]
     verified: Literal["hardware", "emulated", "fixture"]
@@ -253,7 +230,7 @@ class _ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     static_shapes: bool = False
     install: Literal["full", "export-only"] = "full"
     notes: tuple[str, ...] = ()
-    match: _MatchTable | None = None
+    match: MatchSignals | None = None
 
 
 _FOLDER = Path(__file__).parent
@@ -261,7 +238,7 @@ _FOLDER = Path(__file__).parent
 
 def profile_ids(folder: Path = _FOLDER) -> tuple[str, ...]:
     """Return the known profile ids, sorted."""
-    return tuple(sorted(path.stem for path in folder.glob("*.toml")))
+    return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix == ".toml"))
 
 
 @lru_cache(maxsize=64)
@@ -298,6 +275,8 @@ def read_profile(profile_id: str, folder: Path = _FOLDER) -> DeviceProfile:
 
 
 def _nearest(word: str, known: Collection[str]) -> str | None:
+    import difflib
+
     close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else None
 
@@ -371,10 +350,8 @@ def _decode(merged: dict[str, Any], chain: Sequence[tuple[str, dict[str, Any]]])
 
 
 def _profile(profile_id: str, table: _ProfileTable, lineage: tuple[str, ...]) -> DeviceProfile:
-    """Turn a checked table into the dataclass that the rest of EdgeKit sees."""
+    """Turn a checked table into what the rest of EdgeKit sees."""
     plain = {name: getattr(table, name) for name in table.__struct_fields__}
     del plain["extends"]
-    plain["int8"] = Int8Policy(**msgspec.structs.asdict(table.int8))
-    plain["match"] = MatchSignals(**msgspec.structs.asdict(table.match)) if table.match else None
     plain["runtimes"] = tuple(RuntimePreference(**msgspec.structs.asdict(each)) for each in table.runtimes)
     return DeviceProfile(id=profile_id, lineage=lineage, **plain)

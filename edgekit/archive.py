@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
+
+import msgspec
 
 from edgekit.errors import InvalidFileError, UsageError
 
@@ -33,8 +34,7 @@ _MOST_MEMBERS = 10_000
 _LONGEST_NAME = 1024
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """One file of the archive: where its content starts, its size in bytes and its CRC-32."""
 
     name: str

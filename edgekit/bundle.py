@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +40,7 @@ _LONGEST_NAME = 1024
 _AGAIN = "Fetch or make the bundle again."
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(msgspec.Struct, frozen=True):
     """An opened bundle: every file's hash was right when it was opened.
 
     Attributes:

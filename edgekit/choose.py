@@ -7,7 +7,8 @@ preferences, and each step down leaves a reason in the plan; what was asked for 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from edgekit.detect import isa_name
 from edgekit.devices import FORMATS, PRECISIONS, DeviceProfile, RuntimePreference
@@ -23,8 +24,7 @@ EXTRAS = {"litert": "tflite", "onnxruntime": "onnx", "openvino": "openvino"}
 _CPU_PROVIDERS = ("", "CPU", "CPUExecutionProvider")
 
 
-@dataclass(frozen=True)
-class InstalledRuntime:
+class InstalledRuntime(msgspec.Struct, frozen=True):
     """A runtime that can be imported here.
 
     Attributes:
@@ -138,8 +138,7 @@ def _preferences(profile: DeviceProfile, runtime: str | None) -> tuple[RuntimePr
     return listed or (RuntimePreference(runtime, PRECISIONS),)
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(msgspec.Struct, frozen=True):
     preference: RuntimePreference
     providers: tuple[str, ...]
     artifact: str
@@ -152,16 +151,15 @@ class _Candidate:
         )
 
 
-@dataclass
-class _Walk:
+class _Walk(msgspec.Struct):
     """One walk down the preferences; `reasons` grows with every step."""
 
     profile: DeviceProfile
     artifacts: Mapping[str, Artifact]
     installed: Mapping[str, InstalledRuntime] | None
     strict: bool
-    reasons: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
+    reasons: list[str] = []
+    absent: list[str] = []
 
     def say(self, reason: str) -> None:
         if reason not in self.reasons:

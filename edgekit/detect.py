@@ -11,8 +11,9 @@ import platform
 import re
 import struct
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from edgekit.devices import DeviceProfile, MatchSignals, load_profile, profile_ids
 from edgekit.errors import UnavailableError
@@ -58,8 +59,7 @@ _MACHINES = {
 }
 
 
-@dataclass(frozen=True)
-class PciDevice:
+class PciDevice(msgspec.Struct, frozen=True):
     """One device on the PCI bus.
 
     Attributes:
@@ -77,8 +77,7 @@ class PciDevice:
     usable: bool = False
 
 
-@dataclass(frozen=True)
-class Signals:
+class Signals(msgspec.Struct, frozen=True):
     """What was read; an empty value was not there.
 
     Attributes:
@@ -102,8 +101,7 @@ class Signals:
     pci: tuple[PciDevice, ...] = ()
 
 
-@dataclass(frozen=True)
-class Detection:
+class Detection(msgspec.Struct, frozen=True):
     """What the device is, and why.
 
     Attributes:
@@ -116,7 +114,7 @@ class Detection:
 
     profile_id: str
     reasons: tuple[str, ...]
-    signals: dict[str, str] = field(default_factory=dict)
+    signals: dict[str, str] = {}
     isa: tuple[str, ...] = ()
     arch: str = ""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from edgekit.arrays import ArrayFileError, encode_npz, read_npz
@@ -48,8 +48,7 @@ _SLACK = 2.0
 _SCALES = (255, 1)
 
 
-@dataclass(frozen=True)
-class GoldenSet:
+class GoldenSet(msgspec.Struct, frozen=True):
     """Inputs and the source model's outputs on them.
 
     Attributes:
@@ -72,8 +71,7 @@ class GoldenSet:
         return GoldenSet(_take(self.inputs, index), _take(self.outputs, index), self.origin)
 
 
-@dataclass(frozen=True)
-class GoldenOutcome:
+class GoldenOutcome(msgspec.Struct, frozen=True):
     """What a run of the golden set showed.
 
     Attributes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from edgekit.errors import UsageError
@@ -23,8 +23,7 @@ __all__ = [
 Outputs = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(msgspec.Struct, frozen=True):
     """One way to score.
 
     Attributes:

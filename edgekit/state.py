@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from edgekit.errors import MachineError, UsageError
 
 __all__ = ["StateFolder", "cache_folder", "fsync_folder", "open_state", "state_root", "write_durably"]
 
 
-@dataclass(frozen=True)
-class StateFolder:
+class StateFolder(msgspec.Struct, frozen=True):
     """Where each part of the state lives."""
 
     root: Path

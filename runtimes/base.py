@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
 
 from edgekit.errors import EdgeKitError, InvalidFileError, MachineError, UnavailableError
 from edgekit.tensors import TensorSpec, check_feed
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelFiles", "Runtime", "Session", "SessionOptions", "bind", "load_first", "pick_providers"]
 
 
-@dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(msgspec.Struct, frozen=True):
     """What a runtime needs to open one artifact.
 
     Attributes:
@@ -33,13 +33,12 @@ class ModelFiles:
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    input_names: Mapping[str, str] = field(default_factory=dict)
-    output_names: Mapping[str, str] = field(default_factory=dict)
+    input_names: Mapping[str, str] = {}
+    output_names: Mapping[str, str] = {}
     golden: Path | None = None
 
 
-@dataclass(frozen=True)
-class SessionOptions:
+class SessionOptions(msgspec.Struct, frozen=True):
     """How to run it.
 
     Attributes:
@@ -52,7 +51,7 @@ class SessionOptions:
     threads: int = 0
     providers: Sequence[str] = ()
     allow_fallback: bool = False
-    extra: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    extra: Mapping[str, str | int | float | bool] = {}
 
 
 class Session(abc.ABC):

@@ -270,8 +270,6 @@ def test_a_device_whose_provider_is_absent_is_unavailable_unless_fallback_is_all
 @pytest.fixture(name="flaky_profile")
 def _flaky_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the flaky runtime, and make it what every device prefers."""
-    import dataclasses
-
     from edgekit.detect import detect
     from edgekit.devices import RuntimePreference, load_profile
 
@@ -279,7 +277,7 @@ def _flaky_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     preference = RuntimePreference("null", ("fp32",), ("dead", "CPU"))
 
     def flaky(profile: Any) -> Any:
-        return dataclasses.replace(profile, runtimes=(preference,))
+        return msgspec.structs.replace(profile, runtimes=(preference,))
 
     class Detected:
         def profile(self) -> Any:

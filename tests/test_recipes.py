@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from edgekit.devices import DeviceProfile, load_profile, profile_ids
@@ -141,10 +140,10 @@ def test_onnx_int8_follows_the_targets_kernels(
 
 def test_onnx_fp32_is_written_for_the_oldest_reader() -> None:
     assert recipe_for(PI, ("x",), "onnx", "fp32", 0).options == {"opset": 17, "ir": 8}
-    old = dataclasses.replace(PI, max_opset=13, max_ir=7)
+    old = msgspec.structs.replace(PI, max_opset=13, max_ir=7)
     assert onnx_versions(old) == (13, 7)
     assert recipe_for(old, ("x",), "onnx", "fp32", 0).options == {"opset": 13, "ir": 7}
-    assert onnx_versions(dataclasses.replace(PI, max_opset=30, max_ir=20)) == (17, 8)
+    assert onnx_versions(msgspec.structs.replace(PI, max_opset=30, max_ir=20)) == (17, 8)
     assert recipe_for(PI, ("x",), "onnx", "fp16", 0).options == {}
     assert recipe_for(PI, ("x",), "tflite", "int8", 0).options == {}
 

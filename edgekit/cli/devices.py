@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import click
@@ -27,7 +26,7 @@ def list_(as_json: bool) -> None:
 
     profiles = [load_profile(each) for each in profile_ids()]
     if as_json:
-        print_json([dataclasses.asdict(profile) for profile in profiles])
+        print_json(profiles)
         return
     rows = [
         (each.id, each.name, each.family if not each.is_family else "", _made(each), each.verified)
@@ -50,7 +49,7 @@ def show(device: str, as_json: bool) -> None:
 
     profile = load_profile(device)
     if as_json:
-        print_json(dataclasses.asdict(profile))
+        print_json(profile)
         return
     for line in _describe(profile):
         click.echo(line)

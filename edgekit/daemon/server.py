@@ -12,8 +12,9 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from edgekit.daemon.application import Application
 from edgekit.daemon.connection import Connection, Rooms
@@ -29,8 +30,7 @@ _log = logging.getLogger("edgekit.daemon")
 _BACKLOG = 1024
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """How to serve.
 
     Attributes:
@@ -48,24 +48,22 @@ class Settings:
     http: tuple[str, int] | None = ("127.0.0.1", 8080)
     socket: Path | None = None
     socket_mode: int = 0o660
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = msgspec.field(default_factory=Limits)
     queue_limit: int = 32
     drain_s: float = 10.0
     linger_s: float = 0.5
     check_s: float = 1.0
-    parse_head: HeadParser = field(default_factory=best_head_parser)
+    parse_head: HeadParser = msgspec.field(default_factory=best_head_parser)
 
 
-@dataclass(frozen=True)
-class Listening:
+class Listening(msgspec.Struct, frozen=True):
     """Where the daemon really listens."""
 
     http: tuple[str, int] | None
     socket: Path | None
 
 
-@dataclass(frozen=True)
-class Offer:
+class Offer(msgspec.Struct, frozen=True):
     """A model to be served once `load` has returned it: loaded, warm, and past its self-test."""
 
     name: str

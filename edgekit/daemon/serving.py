@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from edgekit.bundle import open_bundle
 from edgekit.daemon.lane import Lane
@@ -20,8 +21,7 @@ from edgekit.state import StateFolder
 __all__ = ["LoadOptions", "choose_installed", "serve_bundles"]
 
 
-@dataclass(frozen=True)
-class LoadOptions:
+class LoadOptions(msgspec.Struct, frozen=True):
     """How every model is loaded; see `edgekit.load`."""
 
     device: str | None = None

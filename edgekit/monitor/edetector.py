@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from edgekit.errors import UsageError
@@ -44,8 +44,7 @@ _QUIET_PER_CLIMB = 4
 _BURST_S = 10.0
 
 
-@dataclass(frozen=True)
-class AlarmBudget:
+class AlarmBudget(msgspec.Struct, frozen=True):
     """What a device may cost its operator in false alarms.
 
     Attributes:
@@ -66,8 +65,7 @@ class AlarmBudget:
                 raise UsageError(f"{name} is out of range", got=getattr(self, name), expected="above 0")
 
 
-@dataclass(frozen=True)
-class Transition:
+class Transition(msgspec.Struct, frozen=True):
     """An alarm that went on or off.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 __all__ = ["DeviceHealth", "read_health"]
 
@@ -14,8 +15,7 @@ _PLAUSIBLE_C = (-60.0, 200.0)
 _THROTTLED_NOW = 0b1111
 
 
-@dataclass(frozen=True)
-class DeviceHealth:
+class DeviceHealth(msgspec.Struct, frozen=True):
     """One look at the device.
 
     Attributes:

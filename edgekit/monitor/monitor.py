@@ -16,8 +16,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from edgekit.monitor.buckets import LatencyBuckets
@@ -45,8 +45,7 @@ _NO_EVIDENCE = -10.0
 _DEFAULT_BUDGET = AlarmBudget()
 
 
-@dataclass(frozen=True)
-class Totals:
+class Totals(msgspec.Struct, frozen=True):
     """A model's counts since its monitor began, for `/metrics`.
 
     Attributes:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 from array import array
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from edgekit.monitor.buckets import LatencyBuckets, bucket_index, to_ticks
@@ -19,8 +19,7 @@ from edgekit.monitor.buckets import LatencyBuckets, bucket_index, to_ticks
 __all__ = ["Drained", "SampleRing"]
 
 
-@dataclass(frozen=True)
-class Drained:
+class Drained(msgspec.Struct, frozen=True):
     """What one drain took out.
 
     Attributes:
