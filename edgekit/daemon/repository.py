@@ -10,8 +10,10 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from edgekit.atomic import remove, staged
-from edgekit.bundle import open_bundle
+from edgekit.bundle import Bundle, open_bundle
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.state import StateFolder
 
@@ -23,11 +25,16 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class Installed(NamedTuple):
-    """One installed bundle."""
+    """One installed bundle.
+
+    Attributes:
+        opened: The same, where it has just been checked: a large model is not hashed once more.
+    """
 
     name: str
     version: int
     path: Path
+    opened: Bundle | None = None
 
 
 def install(path: str | Path, state: StateFolder) -> Installed:
@@ -62,12 +69,12 @@ def install(path: str | Path, state: StateFolder) -> Installed:
                     hint=f"Give the new bundle another version: edgekit convert … --version {version + 1}.",
                 )
             if bundle.kept <= there.kept:
-                return place
+                return place._replace(opened=there)
             damaged = True  # a slice lacks files that are offered now
     with staged(place.path, overwrite=damaged, replaceable=Path.is_dir) as temporary:
         shutil.copytree(bundle.root, temporary)
-        open_bundle(temporary)  # what was copied is what was checked
-    return place
+        copied = open_bundle(temporary)  # what was copied is what was checked
+    return place._replace(opened=msgspec.structs.replace(copied, root=place.path.resolve()))
 
 
 def installed(state: StateFolder) -> list[Installed]:

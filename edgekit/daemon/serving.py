@@ -81,7 +81,7 @@ def choose_installed(bundles: Sequence[Path], state: StateFolder) -> list[Instal
 
 def _offer(bundle: Installed, options: LoadOptions, recorder: Recorder) -> Offer:
     def load_watched() -> Model:
-        opened = open_bundle(bundle.path)
+        opened = bundle.opened or open_bundle(bundle.path)
         model = load(
             opened,
             device=options.device,

@@ -21,9 +21,18 @@ def state(tmp_path: Path) -> StateFolder:
 def test_install_copies_the_whole_bundle(tmp_path: Path, state: StateFolder) -> None:
     bundle = samples.write(tmp_path / "b")
     place = install(tmp_path / "b", state)
-    assert place == ("quadrants", 1, state.repository / "quadrants" / "1")
+    assert place[:3] == ("quadrants", 1, state.repository / "quadrants" / "1")
     assert open_bundle(place.path).digest == bundle.digest
-    assert installed(state) == [place]
+    assert installed(state) == [place._replace(opened=None)]
+
+
+def test_what_has_been_checked_while_installing_need_not_be_opened_again(
+    tmp_path: Path, state: StateFolder
+) -> None:
+    samples.write(tmp_path / "b")
+    for _ in ("copied", "there already"):
+        place = install(tmp_path / "b", state)
+        assert place.opened == open_bundle(place.path)
 
 
 def test_install_of_an_archive(tmp_path: Path, state: StateFolder) -> None:
