@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import re
 import socket
 import threading
 import time
@@ -67,7 +68,13 @@ ONCE_TRIES = 3
 HELD_S = 3600.0
 _MAX_HELD = 512
 _MAX_REPLY_BYTES = 1 << 20
-_CONNECT_S, _READ_S = 10.0, 30.0
+_MAX_TEXT = 500
+_CONNECT_S, _READ_S, _WHOLE_S = 10.0, 30.0, 60.0
+#: A server's clock beyond the year 5000 is no clock.
+_LATEST_UNIX_S = 1e11
+_DEVICE_ID = re.compile(r"[0-9a-z-]{1,64}")
+#: What msgspec raises for a reply that is not a sync server's: no JSON, bad UTF-8, nested without end.
+_UNREADABLE = (ValueError, RecursionError)
 
 Key = tuple[str, int]
 Row = tuple[str, int, bytes]
@@ -184,8 +191,10 @@ def react_to_enrolment(progress: Progress, answer: Answer, *, wall_s: float, ran
         return _react_to_no(progress, answer, wall_s=wall_s, rand=rand)
     try:
         reply = msgspec.json.decode(answer.body, type=EnrolmentReply)
-    except ValueError:  # bad UTF-8 too
+    except _UNREADABLE:
         return _try_later(progress, answer, "the reply is not a sync server's", wall_s=wall_s, rand=rand)
+    if not _DEVICE_ID.fullmatch(reply.device_id):  # it will stand in a header
+        return _try_later(progress, answer, "the server gave no device id", wall_s=wall_s, rand=rand)
     return Reaction(replace(progress, failures=0), enrolled=reply)
 
 
@@ -194,10 +203,10 @@ def _react_to_acks(
 ) -> Reaction:
     try:
         reply = msgspec.json.decode(answer.body, type=ReportsReply)
-    except ValueError:  # bad UTF-8 too
+    except _UNREADABLE:
         return _try_later(progress, answer, "the reply is not a sync server's", wall_s=wall_s, rand=rand)
     sizes = {(boot, seq): len(report) for boot, seq, report in sent}
-    hopeless = {(no.boot, no.seq): no.detail for no in reply.refused if no.code == "invalid"}
+    hopeless = {(no.boot, no.seq): _one_line(no.detail) for no in reply.refused if no.code == "invalid"}
     held = {(no.boot, no.seq) for no in reply.refused if no.code == "newer-schema"} & sizes.keys()
     done = tuple(key for key in sizes if key in {*reply.acked, *hopeless})
     if sent and not done and not held:
@@ -231,10 +240,14 @@ def _react_to_indigestion(progress: Progress, sent: Sequence[Row], answer: Answe
 
 def _react_to_no(progress: Progress, answer: Answer, *, wall_s: float, rand: float) -> Reaction:
     problem = _problem(answer)
-    if problem.code == "clock" and abs(problem.server_unix_s - wall_s - progress.clock_offset_s) > 1.0:
-        offset = problem.server_unix_s - wall_s
+    offset = problem.server_unix_s - wall_s
+    possible = 0.0 < problem.server_unix_s < _LATEST_UNIX_S
+    if problem.code == "clock" and possible and abs(offset - progress.clock_offset_s) > 1.0:
         note = f"this device's clock is {-offset:+.0f} s from the server's; signing by the server's"
-        return Reaction(replace(progress, clock_offset_s=offset, failures=progress.failures + 1), note=note)
+        # at once, but a server whose clock jumps about is not asked in a loop
+        wait_s = backoff_s(progress.failures, rand) if progress.failures else 0.0
+        later = replace(progress, clock_offset_s=offset, failures=progress.failures + 1)
+        return Reaction(later, wait_s=wait_s, note=note)
     hint = _FATAL.get(problem.code)
     if hint is not None:
         error = NetworkError(f"the sync server refuses this device: {problem.detail}", hint=hint)
@@ -272,9 +285,15 @@ def _problem(answer: Answer) -> _LooseProblem:
     if answer.status == 0:
         return _LooseProblem("", answer.body.decode(errors="replace"))
     try:
-        return msgspec.json.decode(answer.body, type=_LooseProblem)
-    except ValueError:  # bad UTF-8 too
+        problem = msgspec.json.decode(answer.body, type=_LooseProblem)
+        return _LooseProblem(problem.code, _one_line(problem.detail), problem.server_unix_s)
+    except _UNREADABLE:
         return _LooseProblem("", f"HTTP status {answer.status}, not from a sync server")
+
+
+def _one_line(text: str) -> str:
+    """Return what a server said as it may stand in a log: no line of its own making, no control of a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:_MAX_TEXT])
 
 
 def check_url(url: str, option: str = "--sync") -> str:
@@ -315,21 +334,22 @@ def _is_loopback(host: str) -> bool:
 
 
 class Http:
-    """Requests to one server: no redirect is followed, no reply larger than 1 MiB is read.
+    """Requests to one server: no redirect is followed, no reply larger than 1 MiB or slower than a minute is read.
 
     Args:
         url: From `check_url`.
         ca_file: Certificates to trust instead of the system's.
+        whole_s: How long the body of a reply may take, in seconds.
     """
 
-    def __init__(self, url: str, ca_file: str | None = None) -> None:
+    def __init__(self, url: str, ca_file: str | None = None, whole_s: float = _WHOLE_S) -> None:
         try:
             import urllib3
         except ImportError as error:
             raise UnavailableError(
                 "the package urllib3 is missing", hint="Run: pip install 'edgekit-deploy[agent]'"
             ) from error
-        self._url = url
+        self._url, self._whole_s = url, whole_s
         self._pool: urllib3.PoolManager = urllib3.PoolManager(
             num_pools=1,
             maxsize=1,
@@ -356,12 +376,23 @@ class Http:
                 preload_content=False,
             )
             try:
-                content = reply.read(_MAX_REPLY_BYTES)
+                content = self._read(reply)
             finally:
                 reply.drain_conn() if reply.length_remaining == 0 else reply.close()
         except (HTTPError, OSError) as error:
             return Answer(0, f"{self._url} cannot be reached ({error})".encode())
         return Answer(reply.status, content, reply.headers.get("Retry-After"))
+
+    def _read(self, reply: urllib3.BaseHTTPResponse) -> bytes:
+        content, until = bytearray(), time.monotonic() + self._whole_s
+        while len(content) < _MAX_REPLY_BYTES:
+            block = reply.read1(_MAX_REPLY_BYTES - len(content))
+            if not block:
+                break
+            content += block
+            if time.monotonic() > until:  # a byte now and then would never run into the limit of one read
+                raise TimeoutError(f"the reply takes longer than {self._whole_s:g} s")
+        return bytes(content)
 
     def close(self) -> None:
         """Close the connection."""
@@ -426,7 +457,7 @@ class Agent:
         if reply is not None:
             write_enrolment(self._state, Enrolled(reply.device_id, self._url, token_sha256))
             self._device_id = reply.device_id
-            self._say(f"enrolled as {reply.device_id} ({reply.name})")
+            self._say(f"enrolled as {reply.device_id} ({_one_line(reply.name)})")
 
     def _ask_to_enrol(self, token: str, *, once: bool) -> EnrolmentReply | None:
         public_key = base64.b64encode(self._identity.public_key).decode("ascii")

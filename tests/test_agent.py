@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -170,6 +173,57 @@ def test_clock_of_the_server_is_learnt_once() -> None:
     assert (first.progress.clock_offset_s, first.wait_s) == (5000.0, 0.0)
     again = _react(_problem(401, "clock", now=WALL + 5000), first.progress)
     assert again.wait_s > 0
+
+
+@pytest.mark.parametrize("unix_s", [1e308, -1e15, 0.0])
+def test_clock_that_is_none_is_not_learnt(unix_s: float) -> None:
+    reaction = _react(_problem(401, "clock", now=unix_s))
+    assert reaction.progress.clock_offset_s == 0.0
+    assert reaction.wait_s > 0
+
+
+def test_server_whose_clock_jumps_about_is_not_asked_in_a_loop() -> None:
+    progress, waits = Progress(), list[float]()
+    for jump in range(1, 6):
+        reaction = _react(_problem(401, "clock", now=WALL + 5000 * jump), progress)
+        progress = reaction.progress
+        waits.append(reaction.wait_s)
+    assert waits == [0.0, 0.5, 1.0, 2.0, 4.0]
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (200, b'{"acked":[],"refused":[],"server_unix_s":1.0,"more":' + DEEP + b"}"),
+        (401, b'{"code":"clock","detail":"no","more":' + DEEP + b"}"),
+    ],
+)
+def test_reply_nested_without_end_is_not_a_sync_servers(status: int, content: bytes) -> None:
+    reaction = _react(Answer(status, content))
+    assert "not a sync server's" in reaction.note or "not from a sync server" in reaction.note
+    assert reaction.acknowledge == ()
+
+
+def test_what_a_server_says_is_one_line_in_the_log() -> None:
+    said = "no\nedgekit agent: enrolled as root\r\x1b[2J"
+    refused = Refused(BOOT, 1, "invalid", said)
+    for reaction in (
+        _react(Answer(503, msgspec.json.encode(Problem("storage", said, WALL)))),
+        _react(Answer(200, msgspec.json.encode(ReportsReply((), (refused,), WALL)))),
+    ):
+        assert "enrolled as root" in reaction.note
+        assert reaction.note.isprintable()
+
+
+@pytest.mark.parametrize("device_id", ["", "d-1\r\nX-More: 1", "D/1", "d" * 65])
+def test_device_id_that_no_header_can_hold_is_not_taken(device_id: str) -> None:
+    answer = Answer(200, msgspec.json.encode(EnrolmentReply(device_id, "bench", WALL)))
+    reaction = react_to_enrolment(Progress(), answer, wall_s=WALL, rand=0.5)
+    assert reaction.enrolled is None
+    assert reaction.wait_s > 0
 
 
 @pytest.mark.parametrize(
@@ -538,3 +592,28 @@ def test_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match="cannot be reached"):
         bench.run()
     bench.outbox.close()
+
+
+def test_reply_that_never_ends_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_drip, args=(listener,))
+        thread.start()
+        http = Http(f"http://127.0.0.1:{listener.getsockname()[1]}", whole_s=0.1)
+        answer = http.post(REPORTS_PATH, b"{}", {})
+        http.close()
+        thread.join(30)
+    assert answer.status == 0
+    assert b"longer than 0.1 s" in answer.body
+    assert not thread.is_alive()
+
+
+def _drip(listener: socket.socket) -> None:
+    """Promise a long reply and send a byte of it now and then, until the other side has gone."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.02)
