@@ -162,6 +162,11 @@ def convert(
 def _check_out(request: ConvertRequest) -> None:
     if request.out.exists() and not request.overwrite:
         raise UsageError(f"{request.out} exists", hint="Give another name, or --overwrite.")
+    report = report_path(request.out)
+    if report.exists() and not report.is_dir():
+        raise UsageError(
+            f"{report} is in the way: the report's folder goes there", hint="Move it, or give another OUT."
+        )
     if not request.out.absolute().parent.is_dir():
         raise UsageError(f"the folder {request.out.absolute().parent} does not exist", hint="Make it first.")
 

@@ -121,3 +121,11 @@ def test_made_up_whole_numbers_span_what_the_input_may_be(dtype: str, low: int, 
     made = synthetic_inputs([TensorSpec("x", dtype, (-1, 500))], 64, seed=0)["x"]
     assert made.dtype == dtype
     assert (made.min(), made.max()) == (low, high)
+
+
+def test_a_file_where_the_report_goes_is_told_before_the_work(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.report").write_text("mine")
+    with pytest.raises(UsageError, match=r"out\.report is in the way"):
+        converted(model, tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.report").read_text() == "mine"
