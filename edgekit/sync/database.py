@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from edgekit.errors import InvalidFileError, MachineError, UsageError
 from edgekit.state import StateFolder
+from edgekit.sync.problems import ProblemError
 
 __all__ = ["Database", "default_url", "open_database"]
 
@@ -32,6 +33,9 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        assert engine.url.database is not None
+        self._path = engine.url.database
+        self._file = _file_at(self._path)
         self._writing = engine.execution_options(edgekit_write=True)
         self._writer = threading.Lock()
 
@@ -43,13 +47,33 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Give a transaction; it is on the disk when the block has ended without an exception."""
+        """Give a transaction; it is on the disk when the block has ended without an exception.
+
+        Raises:
+            ProblemError: `storage`: the file was deleted or replaced. SQLite would go on writing into what nobody
+                can open again, and an ack would be a lie.
+        """
         with self._writer, self._writing.begin() as connection:
+            if _file_at(self._path) != self._file:
+                raise ProblemError(
+                    "storage",
+                    "the database's file was deleted or replaced: restart the server",
+                    retry_after_s=60,
+                )
             yield connection
 
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+def _file_at(path: str) -> tuple[int, int]:
+    """Return what tells a file from another of its name: device and inode; zeros where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - with every transaction
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def default_url(state: StateFolder) -> str:

@@ -374,6 +374,22 @@ def test_full_disk_is_no_ack_and_passes(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_database_that_was_deleted_or_replaced_is_no_ack(tmp_path: Path, *, replaced: bool) -> None:
+    with ServerProcess(tmp_path / "sync.sqlite") as server:
+        device = Device(server).enrol()
+        assert device.send(window(1))[0] == 200
+        if replaced:
+            restored = server.database.with_name("restored")
+            restored.write_bytes(server.database.read_bytes())
+            restored.replace(server.database)
+        else:
+            server.database.unlink()
+        status, problem = device.send(window(2))
+    assert (status, problem["code"]) == (503, "storage")
+    assert "deleted or replaced" in problem["detail"]
+
+
 def test_locked_database_is_503_with_a_time_to_come_back(server: ServerProcess, device: Device) -> None:
     other = sqlite3.connect(server.database, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
