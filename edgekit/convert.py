@@ -32,9 +32,9 @@ from edgekit.factory import Factory
 from edgekit.gate import Policy, load_limits
 from edgekit.judging import Examination
 from edgekit.manifest import Artifact, Plan, Recipe, SourceInfo
-from edgekit.metrics import Metric, get_metric, scored_output
+from edgekit.metrics import Metric, get_metric, infer_task, scored_output
 from edgekit.process import WorkerLimits
-from edgekit.recipes import Wanted, recipe_for, wanted_artifacts
+from edgekit.recipes import Wanted, check_formats, recipe_for, wanted_artifacts
 from edgekit.report import Row, write_report
 from edgekit.routes import converters
 from edgekit.samples import gather_samples
@@ -226,6 +226,7 @@ class _Conversion:
             precisions=request.precisions,
             calibrated=request.calibration is not None,
         )
+        check_formats(self.profile, request.formats)
         _check_installed([w for w in wanted if not w.skipped])
         self.progress("reading the model", 0, 1)
         self.source = self.factory.describe(self.kind, request.model)
@@ -302,19 +303,8 @@ class _Conversion:
         )
 
     def _infer_task(self) -> str:
-        """Return `classification` for rows of probabilities or whole-number labels, else `other`; say so."""
-        first = next(iter(self.reference.values()))
-        rows = first.ndim == 2 and first.shape[1] >= 2
-        labels = self.evaluation.labels if self.evaluation is not None else None
-        shares = rows and bool((first >= 0).all()) and bool((abs(first.sum(axis=1) - 1) < 1e-3).all())
-        whole = labels is not None and labels.dtype.kind in "iuUSO"
-        task = (
-            "classification"
-            if shares or (rows and whole)
-            else "regression"
-            if labels is not None
-            else "other"
-        )
+        """Return what the model seems to do, and say so."""
+        task = infer_task(self.reference, self.evaluation.labels if self.evaluation is not None else None)
         self.notes.append(f"task: {task} (inferred; --task says otherwise)")
         return task
 

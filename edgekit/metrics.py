@@ -16,6 +16,7 @@ __all__ = [
     "confusion_matrix",
     "default_metric",
     "get_metric",
+    "infer_task",
     "predicted_classes",
     "scored_output",
 ]
@@ -201,6 +202,30 @@ METRICS = {
 }
 
 _DEFAULTS = {"classification": "top1", "regression": "mae"}
+
+
+def infer_task(outputs: Outputs, labels: np.ndarray | None) -> str:
+    """Return what a model seems to do: `classification`, `regression`, or `other` where nothing tells.
+
+    Rows of probabilities, or of scores beside whole-number labels, are classes; so is one probability beside
+    labels that are 0 and 1.
+
+    Args:
+        outputs: The model's, by name, float [N, …].
+        labels: [N, …]; None where there are none. Text is classes already.
+    """
+    first = next(iter(outputs.values()))
+    truth = np.empty(0) if labels is None else labels
+    whole = truth.dtype.kind in "iu"
+    if first.ndim == 2 and first.shape[1] >= 2:
+        shares = bool((first >= 0).all()) and bool((abs(first.sum(axis=1) - 1) < 1e-3).all())
+        classes = shares or whole
+    else:
+        one = first.size == len(first) and bool(((first >= 0) & (first <= 1)).all())
+        classes = one and whole and set(np.unique(truth)) == {0, 1}
+    if classes:
+        return "classification"
+    return "other" if labels is None else "regression"
 
 
 def default_metric(task: str) -> str:

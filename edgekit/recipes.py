@@ -11,7 +11,7 @@ from edgekit.errors import ConversionError, UsageError
 from edgekit.manifest import Option, Recipe
 from edgekit.routes import Route, find_routes
 
-__all__ = ["Wanted", "onnx_versions", "preference_for", "recipe_for", "wanted_artifacts"]
+__all__ = ["Wanted", "check_formats", "onnx_versions", "preference_for", "recipe_for", "wanted_artifacts"]
 
 #: Highest opset and IR version that EdgeKit writes: read by every runtime of the last three years.
 _OPSET, _IR = 17, 8
@@ -40,6 +40,25 @@ def preference_for(profile: DeviceProfile, format_: str) -> RuntimePreference:
             return preference
     fallback = next(name for name, formats in FORMATS.items() if formats[0] == format_)
     return RuntimePreference(runtime=fallback, precisions=("fp32",))
+
+
+def check_formats(profile: DeviceProfile, formats: Sequence[str]) -> None:
+    """Refuse formats none of which a runtime of the target opens: there would be no plan.
+
+    Args:
+        profile: The target.
+        formats: Asked for; empty for the target's own.
+
+    Raises:
+        UsageError: Naming the formats that the target takes.
+    """
+    opened = [each for preference in profile.runtimes for each in FORMATS[preference.runtime]]
+    if formats and not set(formats) & set(opened):
+        raise UsageError(
+            f"no runtime of {profile.id} opens the formats asked for",
+            got=", ".join(formats),
+            expected="one of " + ", ".join(dict.fromkeys(opened)),
+        )
 
 
 def wanted_artifacts(

@@ -14,6 +14,7 @@ from edgekit.metrics import (
     confusion_matrix,
     default_metric,
     get_metric,
+    infer_task,
     predicted_classes,
     scored_output,
 )
@@ -29,6 +30,26 @@ def one_hot(predicted: list[int], classes: int) -> dict[str, np.ndarray]:
 
 def value(name: str, predicted: list[int], labels: list[int], classes: int = 3) -> float:
     return METRICS[name].value(one_hot(predicted, classes), np.array(labels))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "task"),
+    [
+        ([[0.2, 0.8], [0.5, 0.5]], None, "classification"),
+        ([[-3.0, 9.0], [4.0, 1.0]], [1, 0], "classification"),
+        ([[-3.0, 9.0], [4.0, 1.0]], [[1.0, 0.5], [0.5, 1.0]], "regression"),
+        ([[0.2], [0.9]], [0, 1], "classification"),
+        ([0.2, 0.9], [0, 1], "classification"),
+        ([[0.2], [0.9]], [0.0, 1.0], "regression"),
+        ([[0.2], [0.9]], [0, 2], "regression"),
+        ([[0.2], [0.9]], [1, 1], "regression"),
+        ([[0.2], [1.9]], [0, 1], "regression"),
+        ([[0.2], [0.9]], None, "other"),
+    ],
+)
+def test_what_a_model_seems_to_do(outputs: list[object], labels: list[object] | None, task: str) -> None:
+    given = None if labels is None else np.array(labels)
+    assert infer_task({"y": np.array(outputs, np.float32)}, given) == task
 
 
 def test_top1_by_hand() -> None:

@@ -6,7 +6,7 @@ import pytest
 from edgekit.devices import DeviceProfile, load_profile, profile_ids
 from edgekit.errors import ConversionError, UsageError
 from edgekit.manifest import Recipe
-from edgekit.recipes import Wanted, onnx_versions, preference_for, recipe_for, wanted_artifacts
+from edgekit.recipes import Wanted, check_formats, onnx_versions, preference_for, recipe_for, wanted_artifacts
 from edgekit.routes import converters
 
 TABLE = converters()
@@ -47,6 +47,13 @@ def test_without_calibration_static_int8_is_skipped_with_the_flag_to_give() -> N
         "tflite-int8": "static int8 needs --calibration",
         "onnx-int8": "static int8 needs --calibration",
     }
+
+
+def test_formats_that_the_target_cannot_open_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"no runtime of jetson opens .*: got tflite, expected one of onnx"):
+        check_formats(JETSON, ("tflite",))
+    check_formats(JETSON, ("tflite", "onnx"))
+    check_formats(JETSON, ())
 
 
 def test_what_has_no_route_is_skipped_unless_asked_for() -> None:
