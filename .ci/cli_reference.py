@@ -31,7 +31,7 @@ Every command ends with one of these codes:
 | 1 | the machine failed us: disk full, permission denied |
 | 2 | usage, unknown target, bad data |
 | 3 | conversion failed, or there is no route |
-| 4 | refused by the gate, the golden set or `--fail-if` |
+| 4 | refused by the gate or the golden set |
 | 5 | runtime, extra or device not available |
 | 6 | bundle or model file invalid |
 | 7 | network or server |

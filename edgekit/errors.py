@@ -70,7 +70,7 @@ class ConversionError(EdgeKitError):
 
 
 class RefusedError(EdgeKitError):
-    """The gate, the golden set or a `--fail-if` said no."""
+    """The gate or the golden set said no."""
 
     exit_code = 4
 

@@ -35,7 +35,11 @@ _CHANNELS = {"grayscale": 1, "rgb": 3}
 _MODES = {"grayscale": "L", "rgb": "RGB"}
 #: Pixel formats of eight bits for each channel; wider ones would be cut without a word.
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-_EXAMPLE = '[[preprocess]] kind = "image", input = "NAME", color = "rgb", scale = 0.00392156862745098 (pixels to [0, 1])'
+_EXAMPLE = 'preprocess = [{ kind = "image", input = "NAME", scale = 0.00392156862745098 }] (pixels to [0, 1])'
+_FIELDS = (
+    'kind = "image", input = "NAME", color = "rgb" or "grayscale", resize = "bilinear", scale = NUMBER, '
+    "mean = [NUMBER, …], std = [NUMBER, …]"
+)
 
 
 class ImageStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,7 +128,7 @@ def _as_step(step: dict[str, Any]) -> ImageStep:
     try:
         return msgspec.convert(step, ImageStep)
     except msgspec.ValidationError as error:
-        raise UsageError(f"preprocess of input {step.get('input')!r}: {error}", expected=_EXAMPLE) from error
+        raise UsageError(f"preprocess of input {step.get('input')!r}: {error}", expected=_FIELDS) from error
 
 
 def image_step(spec: TensorSpec, preprocess: Sequence[dict[str, Any]]) -> ImageStep:
@@ -150,7 +154,7 @@ def image_step(spec: TensorSpec, preprocess: Sequence[dict[str, Any]]) -> ImageS
     if spec.dtype.startswith("float") and step.scale is None:
         raise UsageError(
             f"input {spec.name!r} is {spec.dtype} and nothing says how pixels are scaled",
-            hint=f"Give --preprocess FILE with: {_EXAMPLE}.",
+            hint=f"Convert with --preprocess FILE that says: {_EXAMPLE.replace('NAME', spec.name)}.",
         )
     if not spec.dtype.startswith("float") and (step.scale not in (None, 1) or step.mean or step.std):
         raise UsageError(f"input {spec.name!r} is {spec.dtype}: its pixels cannot be scaled")
@@ -254,7 +258,7 @@ def _sized(image: Image, path: Path, step: ImageStep, frame: _Frame) -> Image:
             f"image {path} has the wrong size",
             got=f"{image.width} x {image.height}",
             expected=f"{frame.width} x {frame.height}",
-            hint='Resize it, or say "resize": "bilinear" in the preprocessing if the model was trained so.',
+            hint='Resize it, or convert with resize = "bilinear" in --preprocess if the model was trained so.',
         )
     return image
 

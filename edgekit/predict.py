@@ -38,7 +38,11 @@ class Guess:
 
 
 def predict_file(
-    model: Model, path: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
+    model: Model,
+    path: str | os.PathLike[str],
+    progress: Callable[[str, int, int], None] | None = None,
+    *,
+    label_column: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Run a model on every sample of a file or folder, one at a time.
 
@@ -46,27 +50,29 @@ def predict_file(
         model: The loaded model.
         path: What `read_input` reads.
         progress: Is told (phrase, samples done, samples in all).
+        label_column: A column of a `.csv` that is no feature, and left out.
 
     Returns:
         Arrays by output name, [N, …].
     """
-    inputs = read_input(model, Path(path))
+    inputs = read_input(model, Path(path), label_column)
     with model.lock:
         return run_samples(model.session, inputs, progress)
 
 
-def read_input(model: Model, path: Path) -> dict[str, np.ndarray]:
+def read_input(model: Model, path: Path, label_column: str | None = None) -> dict[str, np.ndarray]:
     """Return the samples of a file or folder by input name, [N, …].
 
     Args:
         model: Says what it takes, and how pictures become that.
         path: One image file, a folder of images, `.npz`, `.npy` or `.csv`.
+        label_column: A column of a `.csv` that is no feature, and left out.
 
     Raises:
         UsageError: It is not there, or does not fit; the message names the array, sample, row or file.
     """
     manifest = model.manifest
-    if path.suffix.lower() in SUFFIXES and not path.is_dir():
+    if path.suffix.lower() in SUFFIXES and not path.is_dir() and label_column is None:
         if len(model.inputs) != 1:
             raise UsageError(
                 f"{path} is one picture, {model.name} takes {len(model.inputs)} inputs", hint="Give an .npz."
@@ -74,7 +80,12 @@ def read_input(model: Model, path: Path) -> dict[str, np.ndarray]:
         spec = model.inputs[0]
         return {spec.name: read_image(path, spec, manifest.preprocess)}
     data = read_data(
-        path, model.inputs, preprocess=manifest.preprocess, what="input", class_names=manifest.labels
+        path,
+        model.inputs,
+        preprocess=manifest.preprocess,
+        label_column=label_column,
+        what="input data",
+        class_names=manifest.labels,
     )
     return data.inputs
 

@@ -345,6 +345,12 @@ def test_the_order_of_numbered_classes_is_not_guessed(tmp_path: Path) -> None:
 def test_a_scale_is_never_guessed(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", gray())
     refuses("float32 and nothing says how pixels are scaled.*--preprocess", tmp_path, [PICTURE])
+    with pytest.raises(UsageError) as error:
+        read_data(tmp_path, [PICTURE])
+    says = str(error.value)
+    example = tmp_path.with_suffix(".toml")
+    example.write_text(says[says.index("preprocess = [") : says.index("]") + 1])  # as it says
+    assert read_data(tmp_path, [PICTURE], preprocess=read_preprocess(example)).inputs["image"].max() <= 1
     bytes_in = TensorSpec("image", "uint8", (-1, 2, 3, 1))
     assert np.array_equal(read_data(tmp_path, [bytes_in]).inputs["image"][0, :, :, 0], gray())
     refuses("its pixels cannot be scaled", tmp_path, [bytes_in], preprocess=SCALED)
@@ -482,7 +488,7 @@ def test_preprocess_file(tmp_path: Path) -> None:
         ("preprocess = 3", "holds no steps"),
         ('[[preprocess]]\nkind = "audio"\ninput = "a"', "unknown step"),
         ('[[preprocess]]\nkind = "image"', "unknown step"),
-        ('[[preprocess]]\nkind = "image"\ninput = "a"\nsize = 3', "unknown field `size`"),
+        ('[[preprocess]]\nkind = "image"\ninput = "a"\nsize = 3', "unknown field `size`.*resize = .bilinear"),
     ],
 )
 def test_preprocess_files_that_say_something_else(tmp_path: Path, text: str, fault: str) -> None:

@@ -503,7 +503,8 @@ def test_run_takes_one_picture(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("no-such-file.npz",), 2, "no input at no-such-file.npz"),
+        (("no-such-file.npz",), 2, "no input data at no-such-file.npz"),
+        (("IN", "--label-column", "y"), 2, "--label-column is for .csv files"),
         (("IN", "--device", "toaster"), 2, "toaster"),
         (("IN", "--runtime", "tensorflow"), 2, "unknown runtime 'tensorflow'"),
         (("IN", "--output", "x.csv"), 2, "--output writes .npz files"),

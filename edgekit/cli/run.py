@@ -26,6 +26,7 @@ _MOST_VALUES = 16
 @click.command()
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.argument("data", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option("--label-column", metavar="NAME", help="A column of a .csv file to leave out.")
 @click.option("--device", metavar="ID", help="Go by this device profile instead of the detected device.")
 @click.option("--runtime", metavar="RUNTIME", help="Use this runtime: litert, onnxruntime, openvino, null.")
 @click.option(
@@ -42,12 +43,20 @@ _MOST_VALUES = 16
 @click.option("--overwrite", is_flag=True, help="Let --output replace a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
-    path: Path, data: Path, top: int, output: Path | None, overwrite: bool, as_json: bool, **options: Any
+    path: Path,
+    data: Path,
+    label_column: str | None,
+    top: int,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Predict on arrays or image files.
 
     BUNDLE is a folder or an .edgekit file. INPUT is .npz (arrays by input name), .npy, .csv, an image or a
-    folder of images. Samples are run one at a time; nothing is recorded for the monitor.
+    folder of images, which are numbered in the order of their names. Samples are run one at a time; nothing is
+    recorded for the monitor.
     """
     from edgekit.cli.output import progress_bar
     from edgekit.model import load
@@ -56,7 +65,7 @@ def run(
     _check_output(output, overwrite)
     with load(path, monitor=False, **options) as model:
         with progress_bar("running", quiet=as_json) as progress:
-            outputs = predict_file(model, data, progress)
+            outputs = predict_file(model, data, progress, label_column=label_column)
         task, labels = model.manifest.task, model.manifest.labels
         classes = top_classes(outputs, labels, top) if task == "classification" else None
         if output is not None:
