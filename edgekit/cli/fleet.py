@@ -93,7 +93,9 @@ def devices(server: str, as_json: bool) -> None:
         for device in reply["devices"]
         for window in device["models"] or [None]
     ]
-    _table(("state", "device", "name", "model", "last seen", "p50", "p95", "estimated accuracy"), rows)
+    _table(
+        ("state", "device", "name", "model", "last seen", "p50", "p95", "estimated accuracy", "alarm"), rows
+    )
 
 
 @fleet.command()
@@ -222,9 +224,10 @@ def _device_row(device: dict[str, Any], window: dict[str, Any] | None, now: floa
     seen = device["last_seen_unix_s"]
     ago = "never" if seen is None else f"{max(0.0, now - seen):.0f} s ago"
     if window is None:
-        return (device["state"], device["id"], device["name"], "–", ago, "–", "–", "–")
+        return (device["state"], device["id"], device["name"], "–", ago, "–", "–", "–", "")
     model = f"{window['model']} v{window['version']}"
-    return (device["state"], device["id"], device["name"], model, ago, *_numbers(window))
+    mark = "ALARM" if window["alarm"] else ""
+    return (device["state"], device["id"], device["name"], model, ago, *_numbers(window), mark)
 
 
 def _window_row(window: dict[str, Any]) -> tuple[str, ...]:

@@ -35,7 +35,14 @@ def add_pages(app: FastAPI, database: Database, clock: Callable[[], float]) -> N
             devices = readings.read_devices(connection, now)
             events = readings.read_events(connection, device=None, level=None, limit=_RECENT_EVENTS)
         urgent_first = sorted(devices, key=lambda device: _URGENCY.index(device.state))
-        return render("fleet.html", now=now, devices=urgent_first, events=events, counts=_counts(devices))
+        return render(
+            "fleet.html",
+            now=now,
+            devices=urgent_first,
+            state_of=readings.model_state,
+            events=events,
+            counts=_counts(devices),
+        )
 
     @app.get("/devices/{device_id}", include_in_schema=False)
     def device_page(
@@ -61,9 +68,9 @@ def add_pages(app: FastAPI, database: Database, clock: Callable[[], float]) -> N
 
 
 def _current(device: readings.DeviceReading, model: str | None) -> readings.WindowReading | None:
-    """Return the newest window of the model asked for, else of the model heard of last."""
+    """Return the newest window of the model asked for, else of one in alarm, else of the one heard of last."""
     asked = [window for window in device.models if window.model == model]
-    return max(asked or device.models, key=lambda window: window.at_unix_s, default=None)
+    return max(asked or device.models, key=lambda window: (window.alarm, window.at_unix_s), default=None)
 
 
 def _counts(devices: tuple[readings.DeviceReading, ...]) -> dict[str, int]:

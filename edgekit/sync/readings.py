@@ -25,6 +25,7 @@ __all__ = [
     "WindowReading",
     "WindowsReply",
     "device_state",
+    "model_state",
     "read_device",
     "read_devices",
     "read_events",
@@ -268,6 +269,11 @@ def device_state(
         return "alarm"
     patience_s = max([STALE_S, *(STALE_WINDOWS * model.duration_s for model in models)])
     return "stale" if now_unix_s - last_seen_unix_s > patience_s else "ok"
+
+
+def model_state(device: DeviceReading, window: WindowReading, now_unix_s: float) -> State:
+    """Return the one word for one of a device's models, by its newest window."""
+    return device_state(device.revoked_unix_s, device.last_seen_unix_s, [window], now_unix_s)
 
 
 def _window(row: Row[Any]) -> WindowReading:

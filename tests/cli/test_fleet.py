@@ -77,6 +77,15 @@ def test_devices_lists_state_model_and_estimate(server: ServerProcess, device: D
     assert set(listed) == {"server_unix_s", "devices"}
 
 
+def test_devices_tells_which_model_is_in_alarm(server: ServerProcess, device: Device) -> None:
+    alarm = DetectorState("error-probability", 20.0, 17.3, alarm=True)
+    device.send(window(1, model="bad", detectors=(alarm,)), window(2, model="well"))
+    rows = [
+        line for line in _fleet("devices", "--server", server.url).stdout.splitlines() if device.id in line
+    ]
+    assert [("bad" in row, row.endswith("ALARM")) for row in rows] == [(True, True), (False, False)]
+
+
 def test_device_that_has_sent_nothing_is_listed(server: ServerProcess, device: Device) -> None:
     (row,) = [
         line for line in _fleet("devices", "--server", server.url).stdout.splitlines() if device.id in line

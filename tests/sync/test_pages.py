@@ -132,6 +132,18 @@ def test_fleet_page_tells_the_state_of_each_device(server: ServerProcess, device
     assert text in page.text
 
 
+def test_of_two_models_the_one_in_alarm_is_shown(server: ServerProcess, device: Device) -> None:
+    alarm = DetectorState("error-probability", 20.0, 17.3, alarm=True)
+    device.send(window(1, model="bad", detectors=(alarm,)), window(2, model="well"))
+    _, _, body = server.fetch("/")
+    rows = [row for row in re.findall(r"<tr.*?</tr>", body.decode(), re.DOTALL) if device.id in row]
+    states = {model: state for row in rows for state in ("alarm", "ok") for model in ("bad", "well")
+              if f'class="badge {state}"' in row and f"?model={model}" in row}  # fmt: skip
+    assert states == {"bad": "alarm", "well": "ok"}
+    _, _, body = server.fetch(f"/devices/{device.id}")
+    assert '<a href="?model=bad" aria-current="page">' in body.decode()
+
+
 def _row_of(server: ServerProcess, device: Device) -> str:
     _, _, body = server.fetch("/")
     (row,) = [row for row in re.findall(r"<tr.*?</tr>", body.decode(), re.DOTALL) if device.id in row]
