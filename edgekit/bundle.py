@@ -241,18 +241,20 @@ def _check(contents: Contents, root: Path) -> Bundle:
     present = set(sizes) - set(_RESERVED)
     for name in sorted(present - expected):
         raise InvalidFileError(
-            f"{contents.where}: {name} is not listed" + _by(sizes),
+            f"{contents.where}: {name} is not listed by {_listed_by(sizes)}",
             hint="Remove it, or fetch the bundle again.",
         )
     for name in sorted(expected - present):
-        raise InvalidFileError(f"{contents.where}: {name} is missing" + _by(sizes), hint=_AGAIN)
+        raise InvalidFileError(
+            f"{contents.where}: {name} is missing: {_listed_by(sizes)} lists it", hint=_AGAIN
+        )
     for name in sorted(expected):
         _check_file(contents, name, sizes[name], manifest.files[name])
     return Bundle(root, manifest, digest, kept)
 
 
-def _by(sizes: Mapping[str, int]) -> str:
-    return f" by {_SLICE}" if _SLICE in sizes else f" by {_MANIFEST}"
+def _listed_by(sizes: Mapping[str, int]) -> str:
+    return _SLICE if _SLICE in sizes else _MANIFEST
 
 
 def _read_manifest(contents: Contents, sizes: Mapping[str, int]) -> tuple[Manifest, str]:

@@ -257,7 +257,9 @@ class _Walk(msgspec.Struct):
         preference, artifact = candidate.preference, self.artifacts[candidate.artifact]
         here = isa_name(self.profile.arch, self.profile.isa)
         if artifact.isa and artifact.isa != here:
-            self.say(f"{candidate.artifact} was judged on {artifact.isa}; {self.profile.id} is {here}")
+            self.say(
+                f"{candidate.artifact} was judged on {artifact.isa}; {self.profile.id} {_differs(artifact.isa, here)}"
+            )
         where = f" on {candidate.providers[0]}" if candidate.providers else ""
         rank = "the best of what is left"
         if preference == self.profile.runtimes[0] and candidate.is_first_choice(artifact.precision):
@@ -289,6 +291,12 @@ class _Walk(msgspec.Struct):
             got=", ".join(self.artifacts) or "no artifact",
             hint=f"Convert again with --target {self.profile.id}.",
         )
+
+
+def _differs(judged: str, here: str) -> str:
+    """Return what sets a device's instruction set apart; one of no known features may still have them."""
+    more = judged.removeprefix(f"{here}+")
+    return f"is {here}" if more == judged else f"is {here}, perhaps without {more}"
 
 
 def _present(wanted: tuple[str, ...], available: Collection[str]) -> tuple[str, ...]:

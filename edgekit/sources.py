@@ -57,7 +57,7 @@ def identify(path: Path) -> str:
         raise InvalidFileError(
             f"{path.name}: {_NOT_YET[suffix]} are not supported yet",
             expected="a .keras file, a SavedModel folder or an .onnx file",
-            hint="Save a Keras model with model.save('model.keras').",
+            hint=_how_to_save(suffix),
         )
     if suffix == ".keras":
         return _identify_keras(path)
@@ -66,6 +66,12 @@ def identify(path: Path) -> str:
     raise InvalidFileError(
         f"{path.name} is of no known kind", expected="a .keras file, a SavedModel folder or an .onnx file"
     )
+
+
+def _how_to_save(suffix: str) -> str:
+    if suffix in (".pt", ".pt2", ".pth"):
+        return "Export the model with torch.onnx.export(model, inputs, 'model.onnx')."
+    return "Save a Keras model with model.save('model.keras')."
 
 
 def _identify_keras(path: Path) -> str:

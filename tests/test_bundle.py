@@ -296,7 +296,7 @@ def test_an_unlisted_file_is_refused(bundle: Bundle, name: str) -> None:
 @pytest.mark.parametrize("name", ["golden.npz", "reference.json", "artifacts/onnx-fp16/weights.bin"])
 def test_a_missing_file_is_named(bundle: Bundle, name: str) -> None:
     (bundle.root / name).unlink()
-    with pytest.raises(InvalidFileError, match=re.escape(f"{name} is missing")):
+    with pytest.raises(InvalidFileError, match=re.escape(f"{name} is missing: manifest.json lists it")):
         open_bundle(bundle.root)
 
 

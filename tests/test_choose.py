@@ -335,6 +335,11 @@ def test_another_instruction_set_than_the_judges_is_said() -> None:
     judged = manifest(artifact("tflite-int8", isa="x86-64+avx512-vnni"))
     plan = choose(load_profile("raspberry-pi-4"), judged, LITERT)
     assert plan.reasons[0] == "tflite-int8 was judged on x86-64+avx512-vnni; raspberry-pi-4 is aarch64"
+    unknown = choose(load_profile("x86-64"), judged, LITERT)
+    assert (
+        "tflite-int8 was judged on x86-64+avx512-vnni; x86-64 is x86-64, perhaps without avx512-vnni"
+        in unknown.reasons
+    )
     same = load_profile("x86-64").on(("avx2", "avx512", "avx512-vnni"))
     assert all("judged" not in reason for reason in choose(same, judged, LITERT).reasons)
 

@@ -59,7 +59,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         (".hdf5", "Keras 2 files are not supported yet"),
         (".tflite", "TFLite sources are not supported yet"),
         (".pt2", "PyTorch programs are not supported yet"),
-        (".pt", "TorchScript files are not supported yet"),
+        (".pt", r"TorchScript files are not supported yet.*torch\.onnx\.export"),
         (".pth", "PyTorch state dicts are not supported yet"),
         (".skops", "scikit-learn models are not supported yet"),
         (".pkl", "pickles are not supported yet"),
