@@ -7,14 +7,15 @@ a depth-first walk from the outputs meets them, and nodes, tensors and initializ
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import ConversionError
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["canonicalise", "save_canonical"]
+__all__ = ["canonicalise", "open_inside", "save_canonical"]
 
 
 class _Names:
@@ -167,6 +168,25 @@ def _reads(node: onnx.NodeProto) -> list[str]:
                 inner.update(child.output)
             values.extend(v.name for v in branch.output if v.name not in inner)
     return values
+
+
+def open_inside(path: Path) -> Any:
+    """Return an ONNX Runtime session of a model with every float32 value of its graph among its outputs.
+
+    Values of branches and loop bodies stay inside; nothing is fused or folded away.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    shown = {value.name for value in model.graph.output}
+    for value in model.graph.value_info:
+        if value.name not in shown and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            model.graph.output.append(value)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def save_canonical(model: onnx.ModelProto, path: str) -> None:

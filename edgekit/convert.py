@@ -299,6 +299,7 @@ class _Conversion:
             evaluation=self.evaluation,
             evaluated=self.evaluated,
             metric=self.metric,
+            noise=self.samples.origin == "synthetic",
             seed=self.request.seed,
         )
 

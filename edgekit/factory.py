@@ -16,7 +16,7 @@ from edgekit.errors import ConversionError, EdgeKitError, MachineError
 from edgekit.manifest import Option, Recipe
 from edgekit.process import Worker, WorkerDiedError, WorkerLimits
 from edgekit.routes import Route, start_of
-from edgekit.tasks import Answer, Convert, Describe, Described, RunSource, Score, Scored, Task
+from edgekit.tasks import Answer, Convert, Describe, Described, FindPeak, RunSource, Score, Scored, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +66,7 @@ class Factory:
         self._workers: dict[str, Worker] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
+        self._float_onnx: str | None = None
         self._stopped = False
 
     def close(self) -> None:
@@ -106,6 +107,17 @@ class Factory:
         answers = self._ask("score", task)
         scored = next(a.scored for a in answers if a.scored is not None)
         return _load(out), scored
+
+    def float_peak(self, inputs: Mapping[str, np.ndarray]) -> float | None:
+        """Return the largest absolute value inside the float32 ONNX that was made; None when none was.
+
+        Args:
+            inputs: Arrays [N, …] by canonical name.
+        """
+        if self._float_onnx is None:
+            return None
+        answers = self._ask("onnx", FindPeak(self._float_onnx, self._store(inputs)))
+        return next(a.peak for a in answers if a.peak is not None)
 
     def make(
         self,
@@ -151,7 +163,14 @@ class Factory:
                     done[(*step.parent, step.converter), precision] = _part(whole, precision)
             for i, ((route, precision), future) in enumerate(done.items()):
                 progress(f"converting: {route[-1]} {precision}", i, len(done))
-                _raise_machine_error(future.result())
+                result = future.result()
+                _raise_machine_error(result)
+                if (
+                    precision == "fp32"
+                    and isinstance(result, Product)
+                    and get_converter(route[-1]).format == "onnx"
+                ):
+                    self._float_onnx = result.converted.path
         return {name: done[recipe.route, recipe.precision].result() for name, recipe in recipes.items()}
 
     @contextmanager

@@ -52,6 +52,7 @@ class DataLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parity_samples: int
     parity_most: int
     calibration_shift: float
+    float16_most: float
     bootstrap_samples: int
 
 
@@ -297,13 +298,15 @@ def judge(
     parity: ParityEvidence,
     metric: MetricEvidence | None = None,
     calibration_fit: Sequence[CalibrationFit] = (),
+    noise: bool = False,
 ) -> GateResult:
     """Return the verdict on one artifact.
 
     refused: parity failed, the calibration data does not fit, the source itself is too bad, or the drop is
     real (above the budget, and above zero at 95 %). accepted: the drop's upper bound is inside the budget, or
     the artifact is float, its parity is proven and no drop is real. unproven: a quantized artifact whose
-    sample is too small to tell, or that was not measured.
+    sample is too small to tell, or that was not measured; half precision that ran on `noise` only (random
+    inputs, whose scale need not be the real one, cannot rule out an overflow).
     """
     against = [
         *_parity_faults(parity, limits.precision[precision], limits.data),
@@ -311,6 +314,9 @@ def judge(
         *_source_faults(metric, policy),
     ]
     verdict, why = ("refused", against) if against else _weigh(precision, metric, policy, limits)
+    if verdict == "accepted" and noise and parity.float_peak is not None and precision == "fp16":
+        verdict = "unproven"
+        why = ["half precision was tried on random inputs only: give --calibration or --eval"]
     if verdict == "unproven" and policy.strict:
         verdict, why = "refused", [*why, "--strict refuses what is unproven"]
     return GateResult(
@@ -337,6 +343,11 @@ def _parity_faults(parity: ParityEvidence, limit: PrecisionLimits, data: DataLim
     ):
         if most is not None and got is not None and not got <= most:
             faults.append(f"{name} is {got:.3g} of the output's range, limit {most:g}")
+    if parity.float_peak is not None and not parity.float_peak <= data.float16_most:
+        faults.append(
+            f"a value inside the network reaches {parity.float_peak:.3g}, and float16 ends at {data.float16_most:g}: "
+            "hardware that computes in half precision would overflow"
+        )
     least = limit.argmax_agreement
     if least is not None and parity.argmax_agreement is not None and not parity.argmax_agreement >= least:
         faults.append(f"argmax agrees on {parity.argmax_agreement:.1%} of samples, limit {least:.0%}")

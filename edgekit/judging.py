@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgekit.converters import Converted
     from edgekit.data import Dataset
-    from edgekit.devices import DeviceProfile
+    from edgekit.devices import DeviceProfile, RuntimePreference
     from edgekit.factory import Factory
     from edgekit.metrics import Metric
     from edgekit.tasks import Scored
@@ -58,6 +58,7 @@ class Examination:
         evaluation: Labelled; None where there is none.
         evaluated: The source's outputs on the evaluation inputs.
         metric: None without evaluation data.
+        noise: The parity inputs are random: there was no data.
         seed: Of the bootstrap.
     """
 
@@ -72,6 +73,7 @@ class Examination:
     evaluation: Dataset | None = None
     evaluated: Mapping[str, np.ndarray] | None = None
     metric: Metric | None = None
+    noise: bool = False
     seed: int = 0
 
     def judge(self, converted: Converted, format_: str, precision: str, *, calibrated: bool) -> Judged:
@@ -101,6 +103,8 @@ class Examination:
             targets=self.task == "regression",
             pairs=pairs or None,
         )
+        if _in_half(preference, format_, precision):
+            parity = msgspec.structs.replace(parity, float_peak=self.factory.float_peak(self.parity))
         measured, timed = score(
             converted,
             preference.runtime,
@@ -116,6 +120,7 @@ class Examination:
             parity=_rounded(parity),
             metric=self._measure(measured),
             calibration_fit=self._calibration_fit() if calibrated else (),
+            noise=self.noise,
         )
         # parity's own run proved the conversion; the timed one is what a device does
         scored = msgspec.structs.replace(scored, p50_ms=timed.p50_ms, placement=timed.placement)
@@ -150,6 +155,13 @@ class Examination:
         if self.calibration is None or self.evaluation is None:
             return ()
         return tuple(_rounded(f) for f in compare_ranges(self.calibration.inputs, self.evaluation.inputs))
+
+
+def _in_half(preference: RuntimePreference, format_: str, precision: str) -> bool:
+    """Tell whether the target computes this artifact in float16, whatever this host does with it."""
+    if format_ == "openvino":
+        return preference.providers[:1] in (("NPU",), ("GPU",))
+    return format_ == "onnx" and precision == "fp16"
 
 
 def _rounded(evidence: Any) -> Any:

@@ -96,6 +96,8 @@ class ParityEvidence(msgspec.Struct, frozen=True):
             artifact takes no batch of two.
         finite: No NaN or infinity came out.
         constant: The artifact answers the same whatever goes in, while the source does not.
+        float_peak: Largest absolute value inside the float network; measured where half precision must hold
+            it. A host that computes float16 in float32 would not show an overflow in the outputs.
     """
 
     n: int
@@ -105,6 +107,7 @@ class ParityEvidence(msgspec.Struct, frozen=True):
     batch2_error: float | None = None
     finite: bool = True
     constant: bool = False
+    float_peak: float | None = None
 
 
 class MetricEvidence(msgspec.Struct, frozen=True):

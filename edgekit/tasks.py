@@ -8,7 +8,7 @@ from edgekit.converters.base import Converted
 from edgekit.manifest import Option, Recipe
 from edgekit.tensors import TensorSpec
 
-__all__ = ["Answer", "Convert", "Describe", "Described", "RunSource", "Score", "Scored", "Task"]
+__all__ = ["Answer", "Convert", "Describe", "Described", "FindPeak", "RunSource", "Score", "Scored", "Task"]
 
 
 class Describe(msgspec.Struct, frozen=True, tag=True):
@@ -59,6 +59,13 @@ class Score(msgspec.Struct, frozen=True, tag=True):
     timed_runs: int = 0
 
 
+class FindPeak(msgspec.Struct, frozen=True, tag=True):
+    """Find the largest absolute float32 value inside a float32 ONNX model, run on `data` one sample at a time."""
+
+    path: str
+    data: str
+
+
 class Scored(msgspec.Struct, frozen=True):
     """What scoring saw: median latency in milliseconds (0 when not timed), runtime, placement."""
 
@@ -76,7 +83,7 @@ class Described(msgspec.Struct, frozen=True):
     tools: dict[str, str]
 
 
-Task = Describe | RunSource | Convert | Score
+Task = Describe | RunSource | Convert | Score | FindPeak
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -92,6 +99,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     part: Converted | None = None
     scored: Scored | None = None
     described: Described | None = None
+    peak: float | None = None
     done: bool = False
     error: str | None = None
     error_code: int = 0

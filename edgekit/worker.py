@@ -24,7 +24,7 @@ import msgspec
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.errors import ConversionError, EdgeKitError, MachineError
 from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
-from edgekit.tasks import Answer, Convert, Describe, Described, RunSource, Score, Scored, Task
+from edgekit.tasks import Answer, Convert, Describe, Described, FindPeak, RunSource, Score, Scored, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,6 +123,21 @@ def _score(task: Score) -> Iterator[Answer]:
     yield Answer(scored=Scored(p50_ms, runtime.version(), placement, pairs))
 
 
+def _find_peak(task: FindPeak) -> Iterator[Answer]:
+    import numpy as np
+
+    from edgekit.canonical import open_inside
+
+    session = open_inside(Path(task.path))
+    data = _arrays(task.data)
+    peak = 0.0
+    for i in range(len(next(iter(data.values())))):
+        for value in session.run(None, {k: v[i : i + 1] for k, v in data.items()}):
+            if value.dtype == np.float32 and value.size:
+                peak = max(peak, float(np.abs(value).max()))
+    yield Answer(peak=peak)
+
+
 def _one_by_one(session: Session, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     import numpy as np
 
@@ -163,6 +178,7 @@ _WORK: dict[type, Callable[..., Iterator[Answer]]] = {
     RunSource: _run_source,
     Convert: _convert,
     Score: _score,
+    FindPeak: _find_peak,
 }
 
 

@@ -45,6 +45,7 @@ def verdict(precision: str = "fp32", policy: Policy | None = None, **evidence: A
         parity=evidence.get("parity", GOOD),
         metric=evidence.get("metric", SAME),
         calibration_fit=evidence.get("fit", ()),
+        noise=evidence.get("noise", False),
     )
 
 
@@ -62,7 +63,11 @@ def test_the_limits_are_those_that_the_documentation_states() -> None:
                 "int16x8": PrecisionLimits(batch2_error=0.01, p95_error=0.01, argmax_agreement=0.99),
             },
             data=DataLimits(
-                parity_samples=32, parity_most=256, calibration_shift=0.25, bootstrap_samples=100
+                parity_samples=32,
+                parity_most=256,
+                calibration_shift=0.25,
+                float16_most=65504.0,
+                bootstrap_samples=100,
             ),
         )
         == LIMITS
@@ -680,3 +685,24 @@ def test_needed_n_keeps_the_rate_of_gained_pairs() -> None:
         return 100.0 * tango_bounds(0.01 * n, 0.03 * n, n)[1]
 
     assert bound(seen.needed_n) <= 1.0 < bound(seen.needed_n - 1)
+
+
+@pytest.mark.parametrize(
+    ("peak", "expected"),
+    [(None, "accepted"), (65504.0, "accepted"), (65505.0, "refused"), (np.inf, "refused")],
+)
+def test_a_value_that_half_precision_cannot_hold_is_refused(peak: float | None, expected: str) -> None:
+    result = verdict("fp16", parity=parity(float_peak=peak))
+    assert result.verdict == expected
+    assert any("float16 ends at 65504" in reason for reason in result.reasons) == (expected == "refused")
+
+
+def test_half_precision_on_random_inputs_only_is_unproven() -> None:
+    seen = parity(float_peak=10.0)
+    result = verdict("fp16", parity=seen, noise=True)
+    assert result.verdict == "unproven"
+    assert result.reasons == ("half precision was tried on random inputs only: give --calibration or --eval",)
+    assert verdict("fp16", parity=seen).verdict == "accepted"
+    assert verdict("fp16", parity=parity(), noise=True).verdict == "accepted"
+    assert verdict("fp32", parity=seen, noise=True).verdict == "accepted"
+    assert verdict("fp16", Policy(strict=True), parity=seen, noise=True).verdict == "refused"
