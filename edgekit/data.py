@@ -73,7 +73,7 @@ def read_data(
             input, one feature per column) or a folder of images in class folders.
         inputs: What the model takes.
         preprocess: The bundle's preprocessing; it applies to images only.
-        label_column: The column of a `.csv` that holds the labels.
+        label_column: The column of a `.csv` that holds the labels; where they are not needed it may be absent.
         need_labels: Whether data without labels is refused.
         what: What to call the data in messages.
         class_names: The model's class names, in its order; text labels and class folders go by them.
@@ -87,7 +87,7 @@ def read_data(
         raise UsageError(f"no {what} at {source}", hint="Check the path.")
     if not (source.is_file() or source.is_dir()):  # to open a pipe would wait for whoever writes to it
         raise UsageError(f"{what} {source} is neither a file nor a folder", expected=_KINDS)
-    raw = _read(source, inputs, preprocess, label_column, what, class_names)
+    raw = _read(source, inputs, preprocess, label_column, what, class_names, need_labels=need_labels)
     arrays = {spec.name: fit_array(spec, raw.arrays[spec.name], what) for spec in inputs}
     n = _common_length(arrays, what)
     labels, names = _read_labels(raw, class_names, what)
@@ -105,6 +105,8 @@ def _read(
     label_column: str | None,
     what: str,
     class_names: Sequence[str],
+    *,
+    need_labels: bool,
 ) -> _Raw:
     kind = source.suffix.lower()
     if label_column is not None and kind != ".csv":
@@ -113,7 +115,7 @@ def _read(
         found = read_image_folder(source, inputs, preprocess, class_names, what)
         return _Raw({found.input: found.pixels}, found.labels, found.class_names)
     if kind == ".csv":
-        return _read_csv(source, inputs, label_column, what)
+        return _read_csv(source, inputs, label_column, what, need_labels=need_labels)
     if kind in (".npz", ".npy"):
         try:
             return _read_npz(source, inputs, what) if kind == ".npz" else _read_npy(source, inputs, what)
@@ -164,13 +166,17 @@ def _read_npy(source: Path, inputs: Sequence[TensorSpec], what: str) -> _Raw:
 # Tables
 
 
-def _read_csv(source: Path, inputs: Sequence[TensorSpec], label_column: str | None, what: str) -> _Raw:
+def _read_csv(
+    source: Path, inputs: Sequence[TensorSpec], label_column: str | None, what: str, *, need_labels: bool
+) -> _Raw:
     if len(inputs) != 1 or len(inputs[0].shape) != 2:
         raise UsageError(
             f"{what} {source}: a table is for a model with one input of two axes", got=describe(inputs),
             hint="Give an .npz.",
         )  # fmt: skip
     header, rows, lines = _read_rows(source, what)
+    if not need_labels and label_column not in header and len(header) == inputs[0].shape[1]:
+        label_column = None  # all there is are the features
     if label_column is not None and label_column not in header:
         raise UsageError(f"{what} {source} has no column {label_column!r}", got=", ".join(header))
     features = [index for index, name in enumerate(header) if name != label_column]

@@ -245,6 +245,12 @@ def test_csv_labels_of_every_kind(tmp_path: Path) -> None:
     assert read_data(table(tmp_path, "\ufeffa,b\n1,2\n"), [TABLE]).labels is None
 
 
+def test_a_table_of_features_alone_may_go_without_the_label_column(tmp_path: Path) -> None:
+    path = table(tmp_path, "a,b\n1,2\n")
+    assert read_data(path, [TABLE], label_column="k").inputs["features"].tolist() == [[1.0, 2.0]]
+    refuses("no column 'k': got a, b", path, [TABLE], label_column="k", need_labels=True)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "fault"),
     [
