@@ -1,6 +1,6 @@
 """A stream of digits sent by Triton's own client, as any application would: it knows nothing of EdgeKit.
 
-    python examples/client.py URL MODEL DATA.npz [--count N] [--rate HZ]
+    python examples/client.py HOST:PORT MODEL DATA.npz [--count N] [--rate HZ]
 
 Runs in an environment that has tritonclient; prints one JSON line: what was sent and how much of it was right.
 """
@@ -18,7 +18,7 @@ import tritonclient.http as triton
 def main() -> None:
     """Send images one at a time, keep the pace, count what is right."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url")
+    parser.add_argument("url", metavar="HOST:PORT")
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--count", type=int, default=400)

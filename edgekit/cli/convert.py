@@ -54,7 +54,7 @@ _TASKS = ("classification", "regression", "embedding", "segmentation", "generati
     "--eval",
     "evaluation",
     type=click.Path(path_type=Path),
-    help="Labelled data for the gate: inputs by name and labels under y.",
+    help="Labelled data for the gate: .npz with labels under y, .csv or class folders of images.",
 )
 @click.option("--label-column", help="The label's column in a .csv file.")
 @click.option("--metric", help="Metric of the gate; by default the task's own.")
@@ -70,9 +70,11 @@ _TASKS = ("classification", "regression", "embedding", "segmentation", "generati
 @click.option("--allow-unproven", is_flag=True, help="Let an unproven artifact be chosen for the plan.")
 @click.option("--strict", is_flag=True, help="Refuse what is unproven.")
 @click.option(
-    "--preprocess", type=click.Path(path_type=Path), help="A TOML file that says how pictures become inputs."
+    "--preprocess",
+    type=click.Path(path_type=Path),
+    help="A TOML file that says how pictures become inputs: docs/data.md has its fields.",
 )
-@click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line, in the model's order.")
 @click.option(
     "--golden",
     type=click.Choice(["real", "synthetic"]),
