@@ -116,13 +116,14 @@ def _page(data: Mapping[str, Any]) -> str:
         if plan
         else "<p class='refused'>No bundle was written.</p>"
     )
+    metric = next((esc(row["metric"]["name"]) for row in data["artifacts"] if row["metric"]), "metric")
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>Conversion for {esc(data['target'])}</title><style>{_STYLE}</style>"
         f"<h1>{esc(data['source'].get('file', ''))} for {esc(data['target'])}</h1>"
         f"<p>Task: {esc(data['task'])}. Host: <code>{esc(data['host_isa'])}</code>.</p>{chosen}"
-        "<table><tr><th>artifact</th><th>verdict</th><th>size</th><th>parity, largest error</th><th>source</th>"
-        f"<th>artifact</th><th>drop, bound at 95 %</th><th>n</th><th>p50 (host)</th><th>why</th></tr>"
+        "<table><tr><th>artifact</th><th>verdict</th><th>bytes</th><th>parity, largest error</th>"
+        f"<th>{metric}, source</th><th>{metric}, artifact</th><th>drop, bound at 95 %</th><th>n</th><th>p50 (host)</th><th>why</th></tr>"
         f"{''.join(_row(row) for row in data['artifacts'])}</table>"
         f"<h2>Notes</h2><ul>{notes}</ul><h2>Source</h2><table>{facts}</table></html>"
     )

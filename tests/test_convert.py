@@ -84,7 +84,9 @@ def statuses(outcome: ConvertOutcome) -> dict[str, str]:
 def report_of(out: Path) -> dict[str, Any]:
     """Return the report, by artifact under `artifacts`."""
     data: dict[str, Any] = json.loads((out.with_name(out.name + ".report") / "report.json").read_text())
-    assert (out.with_name(out.name + ".report") / "report.html").stat().st_size > 1000
+    page = (out.with_name(out.name + ".report") / "report.html").read_text(encoding="utf-8")
+    metric = next((row["metric"]["name"] for row in data["artifacts"] if row["metric"]), "metric")
+    assert f"<th>{metric}, source</th><th>{metric}, artifact</th>" in page
     data["artifacts"] = {row["artifact"]: row for row in data["artifacts"]}
     return data
 

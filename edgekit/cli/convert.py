@@ -74,7 +74,9 @@ _TASKS = ("classification", "regression", "embedding", "segmentation", "generati
     type=click.Path(path_type=Path),
     help="A TOML file that says how pictures become inputs: docs/data.md has its fields.",
 )
-@click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line, in the model's order.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Class names, one a line, in the model's order."
+)
 @click.option(
     "--golden",
     type=click.Choice(["real", "synthetic"]),
