@@ -142,6 +142,7 @@ def test_of_two_models_the_one_in_alarm_is_shown(server: ServerProcess, device: 
     assert states == {"bad": "alarm", "well": "ok"}
     _, _, body = server.fetch(f"/devices/{device.id}")
     assert '<a href="?model=bad" aria-current="page">' in body.decode()
+    assert "alarmed at e<sup>17.3</sup> and counts anew: evidence" in body.decode()
 
 
 def _row_of(server: ServerProcess, device: Device) -> str:
