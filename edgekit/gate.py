@@ -28,6 +28,7 @@ __all__ = [
     "compare_ranges",
     "judge",
     "load_limits",
+    "lost_classes",
     "measure_metric",
     "measure_parity",
 ]
@@ -53,6 +54,7 @@ class DataLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parity_most: int
     calibration_shift: float
     float16_most: float
+    lost_class_answers: int
     bootstrap_samples: int
 
 
@@ -273,6 +275,22 @@ def _scaled(n: int, width: float, room: float) -> int:
     return int(needed) + 1 if needed < MOST_SAMPLES else 0
 
 
+def lost_classes(reference: np.ndarray, answers: np.ndarray, least: int) -> tuple[int, ...]:
+    """Return the classes that the source answers at least `least` times and the artifact never.
+
+    A rare class can vanish without a trace in the share of right answers.
+
+    Args:
+        reference: The source's predicted classes, int64 [N].
+        answers: The artifact's, int64 [N].
+        least: Fewest answers of the source that count.
+    """
+    import numpy as np
+
+    classes, counts = np.unique(reference, return_counts=True)
+    return tuple(int(c) for c in classes[counts >= least] if not (answers == c).any())
+
+
 def compare_ranges(
     calibration: Mapping[str, np.ndarray], evaluation: Mapping[str, np.ndarray]
 ) -> tuple[CalibrationFit, ...]:
@@ -299,10 +317,11 @@ def judge(
     metric: MetricEvidence | None = None,
     calibration_fit: Sequence[CalibrationFit] = (),
     noise: bool = False,
+    lost: Sequence[int] = (),
 ) -> GateResult:
     """Return the verdict on one artifact.
 
-    refused: parity failed, the calibration data does not fit, the source itself is too bad, or the drop is
+    refused: parity failed, a class is `lost`, the calibration data does not fit, the source itself is too bad, or the drop is
     real (above the budget, and above zero at 95 %). accepted: the drop's upper bound is inside the budget, or
     the artifact is float, its parity is proven and no drop is real. unproven: a quantized artifact whose
     sample is too small to tell, or that was not measured; half precision that ran on `noise` only (random
@@ -312,6 +331,7 @@ def judge(
         *_parity_faults(parity, limits.precision[precision], limits.data),
         *_calibration_faults(calibration_fit, limits.data.calibration_shift),
         *_source_faults(metric, policy),
+        *(f"class {c} is never answered, though the source answers it" for c in lost),
     ]
     verdict, why = ("refused", against) if against else _weigh(precision, metric, policy, limits)
     if verdict == "accepted" and noise and parity.float_peak is not None and precision == "fp16":

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgekit.gate import Policy, compare_ranges, judge, load_limits, measure_metric, measure_parity
+from edgekit.gate import (
+    Policy,
+    compare_ranges,
+    judge,
+    load_limits,
+    lost_classes,
+    measure_metric,
+    measure_parity,
+)
 from edgekit.manifest import CalibrationFit, GateResult, MetricEvidence
+from edgekit.metrics import predicted_classes
 from edgekit.recipes import preference_for
 
 if TYPE_CHECKING:
@@ -121,6 +130,7 @@ class Examination:
             metric=self._measure(measured),
             calibration_fit=self._calibration_fit() if calibrated else (),
             noise=self.noise,
+            lost=self._lost_classes(measured),
         )
         # parity's own run proved the conversion; the timed one is what a device does
         scored = msgspec.structs.replace(scored, p50_ms=timed.p50_ms, placement=timed.placement)
@@ -150,6 +160,16 @@ class Examination:
             )
         )
         return evidence
+
+    def _lost_classes(self, measured: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        if self.task != "classification" or self.evaluation is None or self.evaluated is None:
+            return ()
+        n = self.evaluation.n
+        return lost_classes(
+            predicted_classes(self.evaluated),
+            predicted_classes({name: values[:n] for name, values in measured.items()}),
+            load_limits().data.lost_class_answers,
+        )
 
     def _calibration_fit(self) -> tuple[CalibrationFit, ...]:
         if self.calibration is None or self.evaluation is None:

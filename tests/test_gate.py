@@ -18,6 +18,7 @@ from edgekit.gate import (
     compare_ranges,
     judge,
     load_limits,
+    lost_classes,
     measure_metric,
     measure_parity,
 )
@@ -46,6 +47,7 @@ def verdict(precision: str = "fp32", policy: Policy | None = None, **evidence: A
         metric=evidence.get("metric", SAME),
         calibration_fit=evidence.get("fit", ()),
         noise=evidence.get("noise", False),
+        lost=evidence.get("lost", ()),
     )
 
 
@@ -67,6 +69,7 @@ def test_the_limits_are_those_that_the_documentation_states() -> None:
                 parity_most=256,
                 calibration_shift=0.25,
                 float16_most=65504.0,
+                lost_class_answers=3,
                 bootstrap_samples=100,
             ),
         )
@@ -706,3 +709,21 @@ def test_half_precision_on_random_inputs_only_is_unproven() -> None:
     assert verdict("fp16", parity=parity(), noise=True).verdict == "accepted"
     assert verdict("fp32", parity=seen, noise=True).verdict == "accepted"
     assert verdict("fp16", Policy(strict=True), parity=seen, noise=True).verdict == "refused"
+
+
+def test_a_class_that_is_never_answered_any_more_is_refused() -> None:
+    result = verdict("int8", lost=(2, 7))
+    assert result.verdict == "refused"
+    assert result.reasons == (
+        "class 2 is never answered, though the source answers it",
+        "class 7 is never answered, though the source answers it",
+    )
+    assert verdict("int8").verdict == "accepted"
+
+
+def test_a_lost_class_is_one_that_the_source_answers_often_enough() -> None:
+    source = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3])
+    answers = np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3])
+    assert lost_classes(source, answers, 3) == (1,)
+    assert lost_classes(source, answers, 2) == (1, 2)
+    assert lost_classes(source, source, 1) == ()
