@@ -31,7 +31,7 @@ CLIENT_PYTHON = os.environ.get(
 )
 TARGETS = ("raspberry-pi-4", "jetson", "intel-npu")
 WINDOW_S = 3
-CLEAN, NOISY = 600, 400
+CLEAN, NOISY = 600, 800
 
 
 def say(text: str) -> None:
