@@ -145,6 +145,8 @@ def convert(
     kind = identify(request.model)
     _check_out(request)
     _bundle_name(request)
+    if request.label_column is not None and request.evaluation is None and request.calibration is None:
+        raise UsageError("--label-column names a column of no data", hint="Give --eval with a .csv file.")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch, _factory(request, scratch) as factory:
         conversion = _Conversion(request, profile, kind, factory, progress)

@@ -129,3 +129,9 @@ def test_a_file_where_the_report_goes_is_told_before_the_work(model: Path, tmp_p
         converted(model, tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.report").read_text() == "mine"
+
+
+def test_a_label_column_without_data_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--label-column names a column of no data"):
+        converted(model, tmp_path / "out", None, label_column="y")
+    assert not (tmp_path / "out").exists()
