@@ -47,7 +47,9 @@ class Environment:
 ENVIRONMENTS = {
     "convert": Environment(
         ("3.11",),
-        ("tflite", "onnx", "openvino", "daemon", "image", "grpc", "agent", "convert", "profile", "sync"),
+        (
+            "tflite", "onnx", "openvino", "daemon", "image", "grpc", "agent", "convert", "torch", "profile", "sync",
+        ),  # fmt: skip
         ("test", "editable", "dev"),
         "A workstation: converters, sync server, device side and development tools (.venv of `make setup`).",
         hold=("onnxruntime==1.31.1",),
@@ -121,7 +123,9 @@ def resolve(python: str, wanted: Sequence[str]) -> list[str]:
         subprocess.run([*pip, "install", "--quiet", *wanted], check=True)
         frozen = subprocess.run([*pip, "freeze", "--all"], check=True, capture_output=True, text=True).stdout
     brought_by_venv = {"pip", "setuptools"} - {re.split(r"\W", requirement)[0] for requirement in wanted}
-    return [line for line in frozen.splitlines() if line.partition("==")[0] not in brought_by_venv]
+    # a local version (torch==2.13.0+cpu) is one machine's build of the release that everyone can get
+    pins = [line.partition("+")[0] for line in frozen.splitlines()]
+    return [pin for pin in pins if pin.partition("==")[0] not in brought_by_venv]
 
 
 def interpreter(python: str) -> str:

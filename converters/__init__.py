@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from edgekit.converters.base import Converted, Converter, SourceModel
+from edgekit.converters.base import Converted, Converter, Rung, SourceModel
 from edgekit.errors import UsageError
 
-__all__ = ["CONVERTERS", "Converted", "Converter", "SourceModel", "get_converter"]
+__all__ = ["CONVERTERS", "Converted", "Converter", "Rung", "SourceModel", "get_converter"]
 
 #: Converter name to class. Adding a converter is one file, one line here and one test.
 CONVERTERS = {

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
 
 from edgekit.errors import ConversionError, EdgeKitError
-from edgekit.manifest import Recipe
+from edgekit.manifest import Option, Recipe
+from edgekit.sources.base import SourceOptions
+from edgekit.streams import Samples
 from edgekit.tensors import TensorSpec
 
-if TYPE_CHECKING:
-    import numpy as np
-
-__all__ = ["Converted", "Converter", "SourceModel"]
+__all__ = ["Converted", "Converter", "Rung", "SourceModel"]
 
 _CALIBRATED = ("int8", "int16x8")
 
@@ -32,12 +31,26 @@ class SourceModel:
         path: File or folder.
         inputs: Canonical specs.
         outputs: Canonical specs.
+        options: What the user said about how the model is read.
     """
 
     kind: str
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    options: SourceOptions = field(default_factory=SourceOptions)
+
+
+class Rung(msgspec.Struct, frozen=True):
+    """One way to quantize that a converter offers, as data: a step of the ladder to the accuracy budget.
+
+    Attributes:
+        calibration: How ranges are taken from the calibration data: `minmax`, `percentile`, `mse`, ….
+        options: What the recipe's options hold besides, such as `bias_correction`.
+    """
+
+    calibration: str
+    options: dict[str, Option] = {}
 
 
 class Converted(msgspec.Struct, frozen=True):
@@ -76,6 +89,8 @@ class Converter(abc.ABC):
         needs: Modules that must be importable.
         tools: Distributions whose versions stand in the artifact.
         extra: The extra of `edgekit-deploy` that provides them.
+        rungs: Its ways to make a calibrated precision, from cheap to careful; the first is what is tried first.
+        keeps_float: Whether it honours `Recipe.float_layers`, and `layers` names what may stand there.
     """
 
     sources: ClassVar[tuple[str, ...]]
@@ -85,12 +100,14 @@ class Converter(abc.ABC):
     needs: ClassVar[tuple[str, ...]]
     tools: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = "convert"
+    rungs: ClassVar[tuple[Rung, ...]] = (Rung("minmax"),)
+    keeps_float: ClassVar[bool] = False
 
     def convert(
         self,
         source: SourceModel,
         recipes: Sequence[Recipe],
-        calibration: Mapping[str, np.ndarray] | None,
+        calibration: Samples,
         out: Path,
     ) -> Iterator[Converted]:
         """Make one artifact per recipe, in order, each in a folder `out/<format>-<precision>`.
@@ -98,7 +115,7 @@ class Converter(abc.ABC):
         Args:
             source: What to convert.
             recipes: What to make.
-            calibration: Arrays by canonical input name, [N, …]; None when no recipe needs them.
+            calibration: Samples by canonical input name; none where no recipe needs them.
             out: An existing folder.
 
         Raises:
@@ -106,12 +123,12 @@ class Converter(abc.ABC):
         """
         for recipe in recipes:
             name = f"{self.format}-{recipe.precision}"
-            if recipe.precision in _CALIBRATED and calibration is None:
+            if recipe.precision in _CALIBRATED and not len(calibration):
                 raise ConversionError(f"{name} needs calibration data", hint="Give --calibration.")
             folder = out / name
             folder.mkdir()
             try:
-                path = self.make(source, recipe, calibration or {}, folder)
+                path = self.make(source, recipe, calibration, folder)
             except EdgeKitError:
                 raise
             except Exception as error:  # frameworks raise what they like
@@ -121,13 +138,13 @@ class Converter(abc.ABC):
                 files=tuple(sorted(str(file) for file in folder.iterdir())),
                 inputs=self.inputs(source, recipe),
                 outputs=source.outputs,
+                input_names=dict(self.input_names(source, path)),
+                output_names=dict(self.output_names(source, path)),
                 tools={tool: version(tool) for tool in self.tools},
             )
 
     @abc.abstractmethod
-    def make(
-        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
-    ) -> Path:
+    def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
         """Write one artifact's files into `folder`, and nothing else; return the one that a runtime opens.
 
         What it raises is told under the artifact's name; an `EdgeKitError` is told as it is.
@@ -135,13 +152,36 @@ class Converter(abc.ABC):
         Args:
             source: What to convert.
             recipe: What to make.
-            calibration: Arrays by canonical input name, [N, …]; empty where the recipe needs none.
+            calibration: Samples by canonical input name; empty where the recipe needs none.
             folder: An empty folder.
         """
 
     def inputs(self, source: SourceModel, recipe: Recipe) -> tuple[TensorSpec, ...]:  # noqa: ARG002
         """Return the inputs as the artifact takes them: the source's, unless it narrows them."""
         return source.inputs
+
+    def input_names(self, source: SourceModel, path: Path) -> Mapping[str, str]:  # noqa: ARG002
+        """Return canonical input names to the artifact's own, where they differ."""
+        return {}
+
+    def output_names(self, source: SourceModel, path: Path) -> Mapping[str, str]:  # noqa: ARG002
+        """Return canonical output names to the artifact's own, where they differ."""
+        return {}
+
+    def layers(self, source: SourceModel, recipe: Recipe, made: Path, samples: Samples) -> dict[str, float]:  # noqa: ARG002
+        """Return how well each quantized layer follows the float one, worst first, for the ladder and the report.
+
+        Args:
+            source: The float artifact that `make` started from.
+            recipe: As given to `make`.
+            made: What `make` returned.
+            samples: A few inputs.
+
+        Returns:
+            Layer, by a name that `Recipe.float_layers` takes, to its signal-to-quantization-noise ratio in dB:
+            10 log10(mean(x²) / mean((x − x̂)²)), x the layer's float output and x̂ its quantized one.
+        """
+        return {}
 
     def reason(self, error: Exception) -> str:
         """Return the part of a framework's error that tells why."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgekit.canonical import canonicalise, save_canonical
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.converters.keras_tflite import saved_model_folder
 from edgekit.manifest import Recipe
-
-if TYPE_CHECKING:
-    import numpy as np
+from edgekit.streams import Samples
 
 __all__ = ["KerasToOnnx"]
 
@@ -31,7 +29,7 @@ class KerasToOnnx(Converter):
         self,
         source: SourceModel,
         recipe: Recipe,
-        calibration: Mapping[str, np.ndarray],  # noqa: ARG002
+        calibration: Samples,  # noqa: ARG002
         folder: Path,
     ) -> Path:
         """Write one `.onnx` in canonical form."""

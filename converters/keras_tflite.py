@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.manifest import Recipe
-from edgekit.sources import KerasSource
+from edgekit.sources.keras import KerasSource
+from edgekit.streams import Samples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ __all__ = ["KerasToTflite", "saved_model_folder"]
 
 def saved_model_folder(source: SourceModel) -> Path:
     """Return the source as a SavedModel: itself, or a Keras file's export."""
-    return source.path if source.kind == "savedmodel" else KerasSource(source.path).saved
+    return source.path if source.kind == "savedmodel" else KerasSource(source.path, source.options).saved
 
 
 class KerasToTflite(Converter):
@@ -32,9 +33,7 @@ class KerasToTflite(Converter):
     needs = ("tensorflow", "keras")
     tools = ("tensorflow",)
 
-    def make(
-        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
-    ) -> Path:
+    def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
         """Write a `.tflite` with float32 inputs and outputs, whatever the precision."""
         path = folder / "model.tflite"
         path.write_bytes(self._convert_one(saved_model_folder(source), recipe, calibration))
@@ -49,7 +48,7 @@ class KerasToTflite(Converter):
         line = (telling or lines or ["no reason given"])[0]
         return re.sub(r"^.*error: loc\(.*\): ", "", line)[:300]
 
-    def _convert_one(self, saved_model: Path, recipe: Recipe, calibration: Mapping[str, np.ndarray]) -> bytes:
+    def _convert_one(self, saved_model: Path, recipe: Recipe, calibration: Samples) -> bytes:
         import tensorflow as tf
 
         converter = tf.lite.TFLiteConverter.from_saved_model(
@@ -67,11 +66,5 @@ class KerasToTflite(Converter):
         return model
 
 
-def _samples(calibration: Mapping[str, np.ndarray]) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    n = len(next(iter(calibration.values())))
-
-    def generate() -> Iterator[dict[str, np.ndarray]]:
-        for i in range(n):
-            yield {name: array[i : i + 1] for name, array in calibration.items()}
-
-    return generate
+def _samples(calibration: Samples) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    return lambda: iter(calibration)

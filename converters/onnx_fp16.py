@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgekit.canonical import canonicalise, save_canonical
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.manifest import Recipe
-
-if TYPE_CHECKING:
-    import numpy as np
+from edgekit.streams import Samples
 
 __all__ = ["OnnxToFp16"]
 
@@ -30,7 +26,7 @@ class OnnxToFp16(Converter):
         self,
         source: SourceModel,
         recipe: Recipe,  # noqa: ARG002
-        calibration: Mapping[str, np.ndarray],  # noqa: ARG002
+        calibration: Samples,  # noqa: ARG002
         folder: Path,
     ) -> Path:
         """Write one `.onnx` in canonical form."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.canonical import canonicalise, save_canonical
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.manifest import Recipe
+from edgekit.streams import Samples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +32,7 @@ class OnnxToInt8(Converter):
     needs = ("onnx", "onnxruntime", "sympy")
     tools = ("onnxruntime", "onnx")
 
-    def make(
-        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
-    ) -> Path:
+    def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
         """Write one `.onnx` in canonical form."""
         path = folder / "model.onnx"
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -42,9 +40,7 @@ class OnnxToInt8(Converter):
         save_canonical(canonicalise(model), str(path))
         return path
 
-    def _quantize(
-        self, path: Path, recipe: Recipe, calibration: Mapping[str, np.ndarray], scratch: Path
-    ) -> Any:
+    def _quantize(self, path: Path, recipe: Recipe, calibration: Samples, scratch: Path) -> Any:
         import onnx
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -74,9 +70,9 @@ class OnnxToInt8(Converter):
 class _Reader:
     """Feeds calibration samples one at a time, as ONNX Runtime's quantizer asks for them."""
 
-    def __init__(self, calibration: Mapping[str, np.ndarray]) -> None:
-        self._arrays = calibration
-        self._n = len(next(iter(calibration.values())))
+    def __init__(self, calibration: Samples) -> None:
+        self._samples = calibration
+        self._n = len(calibration)
         self._next = 0
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -84,7 +80,7 @@ class _Reader:
             return None
         i = self._next
         self._next += 1
-        return {name: array[i : i + 1] for name, array in self._arrays.items()}
+        return self._samples[i]
 
     def __len__(self) -> int:
         return self._n

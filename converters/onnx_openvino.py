@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
+from edgekit.streams import Samples
 from edgekit.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["OnnxToOpenVino", "save_ir"]
 
@@ -52,7 +50,7 @@ class OnnxToOpenVino(Converter):
         self,
         source: SourceModel,
         recipe: Recipe,
-        calibration: Mapping[str, np.ndarray],  # noqa: ARG002
+        calibration: Samples,  # noqa: ARG002
         folder: Path,
     ) -> Path:
         """Write one IR, with a batch of one where the target takes fixed shapes only."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.converters.onnx_openvino import save_ir
 from edgekit.manifest import Recipe
-
-if TYPE_CHECKING:
-    import numpy as np
+from edgekit.streams import Samples
 
 __all__ = ["OpenVinoToInt8"]
 
@@ -26,19 +22,15 @@ class OpenVinoToInt8(Converter):
     needs = ("openvino", "nncf")
     tools = ("nncf", "openvino")
 
-    def make(
-        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
-    ) -> Path:
+    def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
         """Write the int8 IR."""
         import nncf
         import openvino as ov
 
-        n = len(next(iter(calibration.values())))
-        samples = [{name: array[i : i + 1] for name, array in calibration.items()} for i in range(n)]
         model = nncf.quantize(
             ov.Core().read_model(str(source.path)),
-            nncf.Dataset(samples),
-            subset_size=n,
+            nncf.Dataset(calibration),
+            subset_size=len(calibration),
             target_device=nncf.TargetDevice[str(recipe.options["device"])],
             fast_bias_correction=bool(recipe.options["fast_bias_correction"]),
         )

@@ -38,7 +38,7 @@ from edgekit.recipes import Wanted, check_formats, recipe_for, wanted_artifacts
 from edgekit.report import Row, write_report
 from edgekit.routes import converters
 from edgekit.samples import gather_samples
-from edgekit.sources import hash_source, identify
+from edgekit.sources import SourceOptions, check_options, hash_source, identify
 from edgekit.tasks import Scored
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class ConvertRequest:
     limits: WorkerLimits = field(default_factory=WorkerLimits)
     seed: int = 0
     overwrite: bool = False
+    source_options: SourceOptions = field(default_factory=SourceOptions)
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def convert(
     """
     profile = load_profile(request.target)
     kind = identify(request.model)
+    check_options(kind, request.source_options)
     _check_out(request)
     _bundle_name(request)
     if request.label_column is not None and request.evaluation is None and request.calibration is None:
@@ -191,7 +193,7 @@ def _bundle_name(request: ConvertRequest) -> str:
 
 @contextmanager
 def _factory(request: ConvertRequest, scratch: str) -> Iterator[Factory]:
-    factory = Factory(Path(scratch), request.limits, request.jobs)
+    factory = Factory(Path(scratch), request.limits, request.jobs, request.source_options)
     try:
         yield factory
     finally:
@@ -233,6 +235,9 @@ class _Conversion:
         self.progress("reading the model", 0, 1)
         self.source = self.factory.describe(self.kind, request.model)
         self.calibration = self._read(request.calibration, "calibration data")
+        self.stored = (
+            self.factory.store_calibration(self.calibration.inputs) if self.calibration is not None else None
+        )
         self.evaluation = self._read(request.evaluation, "evaluation data", labels=True)
         self.samples = gather_samples(
             self.source.inputs, self.calibration, self.evaluation, load_limits().data, request.seed
@@ -402,7 +407,7 @@ class _Conversion:
             self.source,
             recipes,
             lambda route, fmt: recipe_for(self.profile, route, fmt, "fp32", 0),
-            self.calibration.inputs if self.calibration is not None else None,
+            self.stored,
             self.progress,
         )
         for item in pending:

@@ -16,7 +16,20 @@ from edgekit.errors import ConversionError, EdgeKitError, MachineError
 from edgekit.manifest import Option, Recipe
 from edgekit.process import Worker, WorkerDiedError, WorkerLimits
 from edgekit.routes import Route, start_of
-from edgekit.tasks import Answer, Convert, Describe, Described, FindPeak, RunSource, Score, Scored, Task
+from edgekit.sources import SourceOptions, source_class
+from edgekit.streams import store_samples
+from edgekit.tasks import (
+    Answer,
+    Convert,
+    Describe,
+    Described,
+    FindPeak,
+    MeasureLayers,
+    RunSource,
+    Score,
+    Scored,
+    Task,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,10 +71,15 @@ class Factory:
         scratch: A folder of its own, removed by the caller.
         limits: Of each task.
         jobs: Workers that may be busy at once.
+        options: What the user said about the source.
     """
 
-    def __init__(self, scratch: Path, limits: WorkerLimits, jobs: int) -> None:
+    def __init__(
+        self, scratch: Path, limits: WorkerLimits, jobs: int, options: SourceOptions | None = None
+    ) -> None:
         self._scratch, self._limits, self._jobs = scratch, limits, max(1, jobs)
+        self._options = options or SourceOptions()
+        self._floats: dict[Route, Result] = {}
         self._numbers = count()
         self._workers: dict[str, Worker] = {}
         self._locks: dict[str, threading.Lock] = {}
@@ -76,7 +94,9 @@ class Factory:
 
     def describe(self, kind: str, model: Path) -> Described:
         """Return the source's specs."""
-        answers = self._ask(_source_environment(kind), Describe(kind, str(model.absolute())))
+        answers = self._ask(
+            source_class(kind).environment, Describe(kind, str(model.absolute()), self._options)
+        )
         described = next((a.described for a in answers if a.described is not None), None)
         assert described is not None
         return described
@@ -84,8 +104,8 @@ class Factory:
     def run_source(self, kind: str, model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the source's outputs, in its own framework, on arrays [N, …] by canonical name."""
         out = self._path("outputs.npz")
-        task = RunSource(kind, str(model.absolute()), self._store(inputs), str(out))
-        self._ask(_source_environment(kind), task)
+        task = RunSource(kind, str(model.absolute()), self._store(inputs), str(out), self._options)
+        self._ask(source_class(kind).environment, task)
         return _load(out)
 
     def score(
@@ -126,10 +146,12 @@ class Factory:
         source: Described,
         recipes: Mapping[str, Recipe],
         float_recipe: Callable[[Route, str], Recipe],
-        calibration: Mapping[str, np.ndarray] | None,
+        calibration: Path | None,
         progress: Callable[[str, int, int], None],
     ) -> dict[str, Result]:
         """Make artifacts along their routes; each converter runs once per source it starts from.
+
+        What was made in the middle of a route is kept, and serves the next call too.
 
         Args:
             kind: The source's kind.
@@ -137,15 +159,17 @@ class Factory:
             source: Its specs.
             recipes: By artifact name; each holds its whole route.
             float_recipe: Gives the recipe of a float32 artifact in the middle of a route.
-            calibration: Arrays [N, …] by canonical name.
+            calibration: What `store_calibration` returned.
             progress: Told after each converter.
 
         Returns:
             By artifact name, what was made, or the error that stands in its row.
         """
         steps = _plan_steps(recipes.values(), float_recipe)
-        stored = self._store(calibration) if calibration is not None else None
-        done: dict[tuple[Route, str], Future[Result]] = {}
+        stored = str(calibration) if calibration is not None else None
+        done: dict[tuple[Route, str], Future[Result]] = {
+            (route, "fp32"): _finished(result) for route, result in self._floats.items()
+        }
         user_model = Converted(str(model.absolute()), (str(model.absolute()),), source.inputs, source.outputs)
 
         def run(step: _Step) -> dict[str, Result]:
@@ -158,13 +182,19 @@ class Factory:
 
         with self._pool() as pool:
             for step in steps:
-                whole = pool.submit(run, step)
-                for precision in step.recipes:
-                    done[(*step.parent, step.converter), precision] = _part(whole, precision)
+                route = (*step.parent, step.converter)
+                if route in self._floats:
+                    step.recipes.pop("fp32", None)
+                if step.recipes:
+                    whole = pool.submit(run, step)
+                    for precision in step.recipes:
+                        done[route, precision] = _part(whole, precision)
             for i, ((route, precision), future) in enumerate(done.items()):
                 progress(f"converting: {route[-1]} {precision}", i, len(done))
                 result = future.result()
                 _raise_machine_error(result)
+                if precision == "fp32":
+                    self._floats[route] = result
                 if (
                     precision == "fp32"
                     and isinstance(result, Product)
@@ -172,6 +202,41 @@ class Factory:
                 ):
                     self._float_onnx = result.converted.path
         return {name: done[recipe.route, recipe.precision].result() for name, recipe in recipes.items()}
+
+    def store_calibration(self, arrays: Mapping[str, np.ndarray]) -> Path:
+        """Write calibration data, arrays [N, …] by canonical name, for the converters to read by the sample."""
+        return store_samples(self._path("calibration"), arrays)
+
+    def measure_layers(
+        self, kind: str, model: Path, source: Described, recipe: Recipe, made: Converted, samples: Path
+    ) -> dict[str, float]:
+        """Return how well each quantized layer of an artifact follows the float one, in dB; see `Converter.layers`.
+
+        Args:
+            kind: The source's kind.
+            model: The source.
+            source: Its specs.
+            recipe: The artifact's.
+            made: The artifact.
+            samples: What `store_calibration` returned.
+        """
+        converter = get_converter(recipe.route[-1])
+        origin = self._floats.get(recipe.route[:-1])
+        started = isinstance(origin, Product)
+        path = origin.converted.path if isinstance(origin, Product) else str(model.absolute())
+        task = MeasureLayers(
+            converter=CONVERTERS[recipe.route[-1]],
+            kind=converter.sources[0] if started else start_of(kind),
+            path=path,
+            inputs=source.inputs,
+            outputs=source.outputs,
+            recipe=recipe,
+            made=made.path,
+            samples=str(samples),
+            options=self._options,
+        )
+        answers = self._ask(converter.environment, task)
+        return next(a.layers for a in answers if a.layers is not None)
 
     @contextmanager
     def _pool(self) -> Iterator[ThreadPoolExecutor]:
@@ -227,6 +292,7 @@ class Factory:
             recipes=tuple(step.recipes[p] for p in precisions),
             calibration=stored,
             out=str(self._path("made")),
+            options=self._options,
         )
         Path(task.out).mkdir()
         with self._worker(converter.environment) as worker:
@@ -266,10 +332,6 @@ class Factory:
         return str(path)
 
 
-def _source_environment(kind: str) -> str:
-    return "onnx" if kind == "onnx" else "tensorflow"
-
-
 def _load(path: Path) -> dict[str, np.ndarray]:
     import numpy as np
 
@@ -291,6 +353,12 @@ def _plan_steps(recipes: Iterable[Recipe], float_recipe: Callable[[Route, str], 
     # a step that others start from goes first, so that workers of other environments are not kept waiting
     parents = {route[:-1] for route in steps}
     return [steps[route] for route in sorted(steps, key=lambda r: (len(r), r not in parents))]
+
+
+def _finished(result: Result) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
 
 
 def _part(whole: Future[dict[str, Result]], precision: str) -> Future[Result]:

@@ -6,9 +6,21 @@ import msgspec
 
 from edgekit.converters.base import Converted
 from edgekit.manifest import Option, Recipe
+from edgekit.sources.base import SourceOptions
 from edgekit.tensors import TensorSpec
 
-__all__ = ["Answer", "Convert", "Describe", "Described", "FindPeak", "RunSource", "Score", "Scored", "Task"]
+__all__ = [
+    "Answer",
+    "Convert",
+    "Describe",
+    "Described",
+    "FindPeak",
+    "MeasureLayers",
+    "RunSource",
+    "Score",
+    "Scored",
+    "Task",
+]
 
 
 class Describe(msgspec.Struct, frozen=True, tag=True):
@@ -16,6 +28,7 @@ class Describe(msgspec.Struct, frozen=True, tag=True):
 
     kind: str
     path: str
+    options: SourceOptions = SourceOptions()
 
 
 class RunSource(msgspec.Struct, frozen=True, tag=True):
@@ -25,10 +38,16 @@ class RunSource(msgspec.Struct, frozen=True, tag=True):
     path: str
     data: str
     out: str
+    options: SourceOptions = SourceOptions()
 
 
 class Convert(msgspec.Struct, frozen=True, tag=True):
-    """Run one converter (`module:Class`) for several recipes; answers one `Converted` per recipe."""
+    """Run one converter (`module:Class`) for several recipes; answers one `Converted` per recipe.
+
+    Attributes:
+        calibration: Folder that `edgekit.streams.SampleFolder` reads.
+        options: What the user said about the source; for a converter that opens the user's own file.
+    """
 
     converter: str
     kind: str
@@ -38,6 +57,28 @@ class Convert(msgspec.Struct, frozen=True, tag=True):
     recipes: tuple[Recipe, ...]
     calibration: str | None
     out: str
+    options: SourceOptions = SourceOptions()
+
+
+class MeasureLayers(msgspec.Struct, frozen=True, tag=True):
+    """Measure how well each quantized layer of an artifact follows the float one, on some samples.
+
+    Attributes:
+        converter: The one that made it (`module:Class`).
+        path: The float artifact that it was made from, of kind `kind`.
+        made: The quantized artifact.
+        samples: Folder that `edgekit.streams.SampleFolder` reads.
+    """
+
+    converter: str
+    kind: str
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    recipe: Recipe
+    made: str
+    samples: str
+    options: SourceOptions = SourceOptions()
 
 
 class Score(msgspec.Struct, frozen=True, tag=True):
@@ -76,14 +117,16 @@ class Scored(msgspec.Struct, frozen=True):
 
 
 class Described(msgspec.Struct, frozen=True):
-    """A source's specs and the versions of what reads it."""
+    """A source's specs, the versions of what reads it, what to know of it, and whether it is quantized already."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tools: dict[str, str]
+    notes: tuple[str, ...] = ()
+    quantized: str = ""
 
 
-Task = Describe | RunSource | Convert | Score | FindPeak
+Task = Describe | RunSource | Convert | MeasureLayers | Score | FindPeak
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -100,6 +143,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     scored: Scored | None = None
     described: Described | None = None
     peak: float | None = None
+    layers: dict[str, float] | None = None
     done: bool = False
     error: str | None = None
     error_code: int = 0

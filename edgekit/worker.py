@@ -24,7 +24,19 @@ import msgspec
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.errors import ConversionError, EdgeKitError, MachineError
 from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
-from edgekit.tasks import Answer, Convert, Describe, Described, FindPeak, RunSource, Score, Scored, Task
+from edgekit.streams import NO_SAMPLES, SampleFolder
+from edgekit.tasks import (
+    Answer,
+    Convert,
+    Describe,
+    Described,
+    FindPeak,
+    MeasureLayers,
+    RunSource,
+    Score,
+    Scored,
+    Task,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,8 +76,10 @@ def _stop_with_parent() -> None:
 def _describe(task: Describe) -> Iterator[Answer]:
     from edgekit.sources import open_source
 
-    source = open_source(task.kind, Path(task.path))
-    yield Answer(described=Described(source.inputs, source.outputs, source.tools))
+    source = open_source(task.kind, Path(task.path), task.options)
+    yield Answer(
+        described=Described(source.inputs, source.outputs, source.tools, source.notes, source.quantized)
+    )
 
 
 def _run_source(task: RunSource) -> Iterator[Answer]:
@@ -73,7 +87,7 @@ def _run_source(task: RunSource) -> Iterator[Answer]:
 
     from edgekit.sources import open_source
 
-    source = open_source(task.kind, Path(task.path))
+    source = open_source(task.kind, Path(task.path), task.options)
     data = _arrays(task.data)
     n = len(next(iter(data.values())))
     step = _BATCH if all(spec.shape[:1] == (-1,) for spec in source.inputs) else 1
@@ -84,12 +98,26 @@ def _run_source(task: RunSource) -> Iterator[Answer]:
 
 
 def _convert(task: Convert) -> Iterator[Answer]:
-    module, _, attribute = task.converter.partition(":")
-    converter: Converter = getattr(import_module(module), attribute)()
-    source = SourceModel(task.kind, Path(task.path), task.inputs, task.outputs)
-    calibration = _arrays(task.calibration) if task.calibration else None
+    converter = _converter(task.converter)
+    source = SourceModel(task.kind, Path(task.path), task.inputs, task.outputs, task.options)
+    calibration = SampleFolder(Path(task.calibration)) if task.calibration else NO_SAMPLES
     for made in converter.convert(source, task.recipes, calibration, Path(task.out)):
         yield Answer(part=made, peak_mib=_peak_mib())
+
+
+def _measure_layers(task: MeasureLayers) -> Iterator[Answer]:
+    source = SourceModel(task.kind, Path(task.path), task.inputs, task.outputs, task.options)
+    samples = SampleFolder(Path(task.samples))
+    yield Answer(
+        layers=_converter(task.converter).layers(source, task.recipe, Path(task.made), samples),
+        peak_mib=_peak_mib(),
+    )
+
+
+def _converter(name: str) -> Converter:
+    module, _, attribute = name.partition(":")
+    converter: Converter = getattr(import_module(module), attribute)()
+    return converter
 
 
 def _score(task: Score) -> Iterator[Answer]:
@@ -177,6 +205,7 @@ _WORK: dict[type, Callable[..., Iterator[Answer]]] = {
     Describe: _describe,
     RunSource: _run_source,
     Convert: _convert,
+    MeasureLayers: _measure_layers,
     Score: _score,
     FindPeak: _find_peak,
 }

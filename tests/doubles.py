@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgekit.converters.base import Converted, Converter, SourceModel
 from edgekit.converters.keras_onnx import KerasToOnnx
@@ -17,11 +16,9 @@ from edgekit.converters.onnx_fp32 import OnnxToOnnx
 from edgekit.converters.onnx_int8 import OnnxToInt8
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
+from edgekit.streams import Samples
 
-if TYPE_CHECKING:
-    import numpy as np
-
-Calibration = Mapping[str, "np.ndarray"] | None
+Calibration = Samples
 
 
 def _swap_classes(path: str, first: int, second: int) -> None:
@@ -69,7 +66,7 @@ class SwappedClassesFromOnnx(OnnxToOnnx):
 class ConstantTflite(KerasToTflite):
     """Answers the same whatever goes in: no class is likelier than another."""
 
-    def _convert_one(self, saved_model: Path, recipe: Recipe, calibration: Mapping[str, np.ndarray]) -> bytes:
+    def _convert_one(self, saved_model: Path, recipe: Recipe, calibration: Samples) -> bytes:
         import tensorflow as tf
 
         loaded = tf.saved_model.load(str(saved_model))  # a name of its own keeps its variables alive
@@ -138,9 +135,7 @@ class KilledAtFp16(Converter):
     needs = ("onnx",)
     tools = ("onnx",)
 
-    def make(
-        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
-    ) -> Path:
+    def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
         if recipe.precision == "fp16":
             (folder / "model.onnx").write_bytes(b"half a mod")
             os.kill(os.getpid(), signal.SIGKILL)

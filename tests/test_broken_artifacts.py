@@ -172,7 +172,7 @@ class Workshop:
             self.factory.describe(kind, model),
             {base: recipe(route, form, precision)},
             lambda along, to: recipe(along, to, "fp32"),
-            calibration.inputs if calibration else None,
+            self.factory.store_calibration(calibration.inputs) if calibration else None,
             lambda _what, _done, _all: None,
         )[base]
         assert isinstance(result, Product), result

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from edgekit.converters import CONVERTERS, Converter, SourceModel, get_converter
@@ -11,6 +9,7 @@ from edgekit.devices import FORMATS, PRECISIONS
 from edgekit.errors import UsageError
 from edgekit.manifest import Recipe
 from edgekit.routes import converters, find_routes, start_of
+from edgekit.streams import Samples
 
 TABLE = converters()
 
@@ -24,9 +23,7 @@ class Hop(Converter):
     def __init__(self, source: str, format_: str, *precisions: str) -> None:
         self.sources, self.format, self.precisions = (source,), format_, precisions  # type: ignore[misc]
 
-    def make(
-        self, source: SourceModel, recipe: Recipe, calibration: Mapping[str, np.ndarray], folder: Path
-    ) -> Path:
+    def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
         raise AssertionError("routes are found without converting")
 
 

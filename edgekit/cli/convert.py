@@ -84,6 +84,28 @@ _TASKS = ("classification", "regression", "embedding", "segmentation", "generati
     show_default=True,
     help="Ship some of your samples as the self-test, or none of them.",
 )
+@click.option(
+    "--signature", default="", metavar="NAME", help="Of a SavedModel or TFLite file that has several."
+)
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="NAME=1,28,28,1",
+    help="Shape of an input that the file leaves open, batch first, -1 where free; may be repeated.",
+)
+@click.option(
+    "--custom-objects",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Your Python module with the layers and functions that the model needs; it will be run.",
+)
+@click.option(
+    "--trust-pickle",
+    is_flag=True,
+    help="Load a model file that can run code of its maker's choice. Only for files that you trust.",
+)
+@click.option("--requantize", is_flag=True, help="Quantize again a model that is quantized already.")
 @click.option("--name", help="The bundle's name; by default the model file's.")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="The bundle's version.")
 @click.option(
@@ -157,20 +179,48 @@ def _request(
     strict: bool,
     time_limit: float | None,
     memory_limit: float | None,
+    signature: str,
+    input_shapes: tuple[str, ...],
+    custom_objects: Path | None,
+    trust_pickle: bool,
+    requantize: bool,
     **options: Any,
 ) -> Any:
     from edgekit.convert import ConvertRequest
     from edgekit.data import read_preprocess
     from edgekit.gate import Policy
     from edgekit.process import WorkerLimits
+    from edgekit.sources import SourceOptions
 
     return ConvertRequest(
         policy=Policy(max_drop, min_metric, strict),
         preprocess=read_preprocess(preprocess) if preprocess else (),
         labels=_read_labels(labels) if labels else (),
         limits=WorkerLimits(time_limit, memory_limit),
+        source_options=SourceOptions(
+            signature=signature,
+            custom_objects=str(custom_objects.absolute()) if custom_objects else "",
+            trust_pickle=trust_pickle,
+            input_shapes=dict(_input_shape(text) for text in input_shapes),
+            requantize=requantize,
+        ),
         **options,
     )
+
+
+def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    from edgekit.errors import UsageError
+
+    name, _, sizes = text.rpartition("=")
+    try:
+        shape = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        shape = ()
+    if not name or not shape or any(size < 1 and size != -1 for size in shape):
+        raise UsageError(
+            "--input-shape is malformed", got=repr(text), expected="NAME=1,28,28,1, -1 where free"
+        )
+    return name, shape
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from edgekit.converters import CONVERTERS, Converted
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 from edgekit.process import Worker, WorkerLimits
+from edgekit.streams import store_samples
 from edgekit.tasks import Convert
 from edgekit.tensors import TensorSpec
 from tests.conversions import converted_twice, reference_onnx
@@ -184,9 +185,8 @@ def convert(
 
 @pytest.fixture(scope="module", name="images")
 def _images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("images") / "c.npz"
-    np.savez(path, image=np.random.default_rng(0).random((20, 28, 28, 1)).astype(np.float32))
-    return path
+    images = np.random.default_rng(0).random((20, 28, 28, 1)).astype(np.float32)
+    return store_samples(tmp_path_factory.mktemp("images") / "c", {"image": images})
 
 
 def int8(**options: str | bool) -> Recipe:

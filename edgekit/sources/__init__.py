@@ -1,0 +1,143 @@
+"""Source models: what kind a file is, what it takes and gives, and what it answers in its own framework.
+
+`identify` looks at bytes and imports nothing; a source imports its framework when it is opened, in a worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+
+from edgekit.errors import InvalidFileError, UsageError
+from edgekit.sources.base import Source, SourceOptions
+
+__all__ = [
+    "SOURCES",
+    "Source",
+    "SourceOptions",
+    "check_options",
+    "hash_source",
+    "identify",
+    "open_source",
+    "source_class",
+]
+
+#: Kind to class. Adding a source is one file, a line here and one in `identify`, and a test.
+SOURCES = {
+    "keras": "edgekit.sources.keras:KerasSource",
+    "savedmodel": "edgekit.sources.keras:SavedModelSource",
+    "onnx": "edgekit.sources.onnx:OnnxSource",
+}
+
+_NOT_YET = {
+    ".h5": "Keras 2 files",
+    ".hdf5": "Keras 2 files",
+    ".tflite": "TFLite sources",
+    ".pt2": "PyTorch programs",
+    ".pt": "TorchScript files",
+    ".pth": "PyTorch state dicts",
+    ".skops": "scikit-learn models",
+    ".pkl": "pickles",
+    ".pb": "frozen graphs",
+}
+
+
+def identify(path: Path) -> str:
+    """Return the kind of source at `path`: `keras`, `savedmodel` or `onnx`.
+
+    Raises:
+        UsageError: Nothing is there.
+        InvalidFileError: The kind is not supported, or the file is not what its name says.
+    """
+    if not path.exists():
+        raise UsageError(
+            f"no model at {path}", expected="a .keras file, a SavedModel folder or an .onnx file"
+        )
+    if path.is_dir():
+        if (path / "saved_model.pb").is_file():
+            return "savedmodel"
+        raise InvalidFileError(f"{path} is not a SavedModel", expected="a saved_model.pb in the folder")
+    suffix = path.suffix.lower()
+    if suffix in _NOT_YET:
+        raise InvalidFileError(
+            f"{path.name}: {_NOT_YET[suffix]} are not supported yet",
+            expected="a .keras file, a SavedModel folder or an .onnx file",
+            hint=_how_to_save(suffix),
+        )
+    if suffix == ".keras":
+        return _identify_keras(path)
+    if suffix == ".onnx":
+        return "onnx"
+    raise InvalidFileError(
+        f"{path.name} is of no known kind", expected="a .keras file, a SavedModel folder or an .onnx file"
+    )
+
+
+def _how_to_save(suffix: str) -> str:
+    if suffix in (".pt", ".pt2", ".pth"):
+        return "Export the model with torch.onnx.export(model, inputs, 'model.onnx')."
+    return "Save a Keras model with model.save('model.keras')."
+
+
+def _identify_keras(path: Path) -> str:
+    wanted = {"config.json", "model.weights.h5", "metadata.json"}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            missing = wanted - set(archive.namelist())
+    except zipfile.BadZipFile as error:
+        with path.open("rb") as stream:
+            start = stream.read(16)
+        raise InvalidFileError(
+            f"{path.name} is not a Keras 3 file",
+            got=f"a file that starts with {start!r}",
+            expected="a zip archive",
+            hint="Save the model with model.save('model.keras').",
+        ) from error
+    if missing:
+        raise InvalidFileError(f"{path.name} is not a Keras 3 file: {min(missing)} is missing in it")
+    return "keras"
+
+
+def hash_source(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's sorted (path, hash) lines, in hexadecimal."""
+    if path.is_file():
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    lines = sorted(
+        f"{file.relative_to(path).as_posix()}\0{hash_source(file)}\n"
+        for file in path.rglob("*")
+        if file.is_file()
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_options(kind: str, options: SourceOptions) -> None:
+    """Refuse an option that would be ignored.
+
+    Raises:
+        UsageError: Naming the option.
+    """
+    heeded = source_class(kind).heeds
+    for name, value in msgspec.structs.asdict(options).items():
+        if value and name not in heeded:
+            option = "--" + name.removesuffix("s" if name == "input_shapes" else "").replace("_", "-")
+            raise UsageError(f"{option} means nothing to a source of the kind {kind}", hint="Leave it out.")
+
+
+def source_class(kind: str) -> type[Source]:
+    """Return the class that opens sources of a kind; this imports no framework."""
+    module, _, attribute = SOURCES[kind].partition(":")
+    found: type[Source] = getattr(import_module(module), attribute)
+    return found
+
+
+def open_source(kind: str, path: Path, options: SourceOptions) -> Source:
+    """Open a source in its framework; in a worker only."""
+    return source_class(kind)(path, options)
