@@ -48,8 +48,18 @@ ENVIRONMENTS = {
     "convert": Environment(
         ("3.11",),
         (
-            "tflite", "onnx", "openvino", "daemon", "image", "grpc", "agent", "convert", "torch", "profile", "sync",
-        ),  # fmt: skip
+            "tflite",
+            "onnx",
+            "openvino",
+            "daemon",
+            "image",
+            "grpc",
+            "agent",
+            "convert",
+            "torch",
+            "profile",
+            "sync",
+        ),
         ("test", "editable", "dev"),
         "A workstation: converters, sync server, device side and development tools (.venv of `make setup`).",
         hold=("onnxruntime==1.31.1",),

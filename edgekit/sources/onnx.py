@@ -30,7 +30,7 @@ class OnnxSource(Source):
     packages = ("onnx", "onnxruntime")
     environment = "onnx"
 
-    def __init__(self, path: Path, options: SourceOptions) -> None:
+    def __init__(self, path: Path, options: SourceOptions) -> None:  # noqa: ARG002
         import onnxruntime as ort
 
         quiet = ort.SessionOptions()
