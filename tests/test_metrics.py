@@ -106,9 +106,7 @@ def test_targets_of_another_size_are_refused() -> None:
 
 def test_per_sample_is_the_metric_where_it_exists() -> None:
     outputs, labels = one_hot([0, 1, 2, 2], 6), np.array([0, 1, 1, 5])
-    for metric in METRICS.values():
-        if "classification" not in metric.tasks:
-            continue
+    for metric in (METRICS[name] for name in ("top1", "top5", "macro_f1", "macro_recall")):
         right = metric.per_sample(outputs, labels)
         assert (right is not None) == (metric.name in ("top1", "top5"))
         if right is not None:
@@ -157,13 +155,15 @@ def test_names() -> None:
     assert default_metric("regression") == "mae"
     assert get_metric(None, "regression").name == "mae"
     assert get_metric("macro_f1", "classification").name == "macro_f1"
-    with pytest.raises(UsageError, match="no metric for the task 'embedding'"):
-        default_metric("embedding")
+    assert default_metric("detection") == "map"
+    with pytest.raises(UsageError, match="no metric for the task 'other'"):
+        default_metric("other")
     with pytest.raises(
         UsageError, match="'mae' is not for the task 'classification': expected one of top1, top5"
     ):
         get_metric("mae", "classification")
-    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["mae", "rmse"]
+    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["ece", "mae", "rmse"]
+    assert {metric.name for metric in METRICS.values()} == set(METRICS)
 
 
 @pytest.mark.convert
