@@ -1,0 +1,218 @@
+"""The corpus: every model of the published conversion table, with its data and the options that it needs.
+
+`models()` lists them without fetching or building anything; a model's files come when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from tests.models.build import DataFiles
+from tests.models.fetch import fetch
+
+__all__ = ["LIGHT_NETS", "Model", "model", "models"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the corpus.
+
+    Attributes:
+        id: What the table calls it.
+        kind: Of source, as `edgekit.sources.identify` names it.
+        task: As `edgekit convert --task` takes it.
+        make: Returns the model's file or folder and its data; fetches and builds what is missing.
+        options: More words for `edgekit convert`.
+        soak: Whether getting it takes more than 20 MB of download or 20 s.
+    """
+
+    id: str
+    kind: str
+    task: str
+    make: Callable[[], tuple[Path, DataFiles]] = field(repr=False)
+    options: tuple[str, ...] = ()
+    soak: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The model's file or folder."""
+        return _made(self)[0]
+
+    @property
+    def calibration(self) -> Path | None:
+        """Typical inputs: `.npz`, batch first; None where the inputs share no batch axis."""
+        return _made(self)[1].calibration
+
+    @property
+    def evaluation(self) -> Path | None:
+        """Inputs with labels under `y`: `.npz`; None where nobody labelled any."""
+        return _made(self)[1].evaluation
+
+    @property
+    def steps(self) -> Path | None:
+        """Whole feeds along the first axis: `.npz`; only for models whose inputs share no batch axis."""
+        return _made(self)[1].steps
+
+
+@cache
+def _made(entry: Model) -> tuple[Path, DataFiles]:
+    return entry.make()
+
+
+#: D14: name to its input's name. They carry one constant for all weights of a layer, so they are small.
+LIGHT_NETS = {
+    "bvlc_alexnet": "data_0",
+    "densenet121": "data_0",
+    "inception_v1": "data_0",
+    "inception_v2": "data_0",
+    "resnet50": "gpu_0/data_0",
+    "shufflenet": "gpu_0/data_0",
+    "squeezenet": "data_0",
+    "vgg19": "data_0",
+    "zfnet512": "gpu_0/data_0",
+}
+
+_PITCH = Path("basic_pitch/saved_models/icassp_2022")
+_VOICE = Path("silero_vad/data")
+#: D6's ONNX files, by what the table calls them.
+_VOICE_FILES = {
+    "d6": "silero_vad.onnx",
+    "d6-op15": "silero_vad_16k_op15.onnx",
+    "d6-sequence": "silero_vad_16k_sequence.onnx",
+    "d6-half": "silero_vad_half.onnx",
+    "d6-ifless": "silero_vad_op18_ifless.onnx",
+    "d6-openvino": "silero_vad_openvino_16k.onnx",
+}
+#: D11's files, with the height and width of the lines they get.
+_READER_FILES = {
+    "d11-det": ("ch_PP-OCRv4_det_infer.onnx", 160, 320),
+    "d11-rec": ("ch_PP-OCRv4_rec_infer.onnx", 48, 320),
+    "d11-cls": ("ch_ppocr_mobile_v2.0_cls_infer.onnx", 48, 192),
+}
+
+
+def models() -> list[Model]:
+    """Return every model of the corpus, in the table's order."""
+    return list(_all().values())
+
+
+def model(name: str) -> Model:
+    """Return one model by its id.
+
+    Raises:
+        KeyError: There is none; the message names those there are.
+    """
+    if name not in _all():
+        raise KeyError(f"no model {name!r}; there are {', '.join(_all())}")
+    return _all()[name]
+
+
+@cache
+def _all() -> dict[str, Model]:
+    return {entry.id: entry for entry in (*_digits(), *_fetched(), *_voices(), *_lights(), *_pipelines())}
+
+
+def _digits() -> Iterator[Model]:
+    from tests.models import build
+
+    yield Model("reference-cnn", "keras", "classification", _reference_cnn)
+    yield Model("d2", "pt2", "classification", lambda: (build.digit_program(), build.digit_data()))
+    yield Model("detector", "keras", "detection", _detector, soak=True)
+
+
+def _reference_cnn() -> tuple[Path, DataFiles]:
+    from tests.corpus import reference_cnn
+
+    cnn = reference_cnn()
+    return cnn.model, DataFiles(cnn.calibration, cnn.evaluation)
+
+
+def _detector() -> tuple[Path, DataFiles]:
+    import tests.corpus
+
+    detector = tests.corpus.reference_detector()
+    return detector.model, DataFiles(detector.calibration, detector.evaluation)
+
+
+def _fetched() -> Iterator[Model]:
+    from tests.models import build, sentiment
+
+    emotions = ("emotion_model.hdf5", "input_1", "d4-h5", "h5"), (
+        "emotion_model_quantized.tflite", "x", "d4-tflite", "tflite",
+    )  # fmt: skip
+    for file, name, id_, kind in emotions:
+        yield Model(
+            id_, kind, "classification",
+            lambda file=file, name=name: (fetch("D4") / "fer" / "data" / file, build.emotion_data(name)),
+        )  # fmt: skip
+    pitches = {
+        "d5-savedmodel": ("nmp", "input_2", "savedmodel"),
+        "d5-tflite": ("nmp.tflite", "input_2", "tflite"),
+        "d5-onnx": ("nmp.onnx", "serving_default_input_2:0", "onnx"),
+    }
+    for id_, (file, name, kind) in pitches.items():
+        yield Model(
+            id_,
+            kind,
+            "other",
+            lambda file=file, name=name: (fetch("D5") / _PITCH / file, build.note_data(name)),
+        )
+    yield Model("d7", "onnx", "classification", _file_types)
+    yield Model("d8", "onnx", "other", lambda: (sentiment.encoder(), sentiment.encoder_data()), soak=True)
+    yield Model("d8-sentiment", "onnx", "classification", sentiment.sentiment, soak=True)
+    for id_, (file, height, width) in _READER_FILES.items():
+        yield Model(
+            id_, "onnx", "classification" if id_ == "d11-cls" else "other",
+            lambda file=file, height=height, width=width: (
+                fetch("D11") / "rapidocr_onnxruntime" / "models" / file, build.text_data(height, width)
+            ),
+        )  # fmt: skip
+    yield Model("d12", "keras", "other", lambda: (build.sleep_model(), build.sleep_data()))
+
+
+def _file_types() -> tuple[Path, DataFiles]:
+    from tests.models import build
+
+    return fetch("D7") / "magika" / "models" / "standard_v3_3" / "model.onnx", build.file_type_data()
+
+
+def _voices() -> Iterator[Model]:
+    from tests.models import build
+
+    def make(file: str) -> tuple[Path, DataFiles]:
+        path = fetch("D6") / _VOICE / file
+        return path, build.speech_data(path)
+
+    for id_, file in _VOICE_FILES.items():
+        yield Model(id_, "onnx", "other", lambda file=file: make(file))
+    yield Model(
+        "d6-jit", "torchscript", "other",
+        lambda: (fetch("D6") / _VOICE / "silero_vad.jit", build.pulse_data()),
+        options=("--input-shape", "input_0=1,512"),
+    )  # fmt: skip
+
+
+def _lights() -> Iterator[Model]:
+    from tests.models import build
+
+    def make(net: str, name: str) -> tuple[Path, DataFiles]:
+        spec = find_spec("onnx")
+        assert spec is not None
+        assert spec.origin is not None
+        folder = Path(spec.origin).parent / "backend" / "test" / "data" / "light"
+        return folder / f"light_{net}.onnx", build.light_net_data(name)
+
+    for net, name in LIGHT_NETS.items():
+        yield Model(f"light-{net}", "onnx", "other", lambda net=net, name=name: make(net, name))
+
+
+def _pipelines() -> Iterator[Model]:
+    from tests.models import build
+    from tests.models.pipelines import PIPELINES
+
+    for name, pipeline in PIPELINES.items():
+        yield Model(name, "sklearn", pipeline.task, lambda name=name: build.pipeline_files(name))
