@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
 from edgekit.assembly import Assembly, assemble
-from edgekit.converters import Converted
 from edgekit.data import Dataset, class_labels, read_data
 from edgekit.detect import host_isa
 from edgekit.devices import DeviceProfile, load_profile
 from edgekit.errors import (
     ConversionError,
     EdgeKitError,
-    MachineError,
     RefusedError,
     UnavailableError,
     UsageError,
@@ -31,15 +29,15 @@ from edgekit.errors import (
 from edgekit.factory import Factory
 from edgekit.gate import Policy, load_limits
 from edgekit.judging import Examination
+from edgekit.making import Bench, Kept, make_all
 from edgekit.manifest import Artifact, Plan, Recipe, SourceInfo
 from edgekit.metrics import Metric, get_metric, infer_task, scored_output
 from edgekit.process import WorkerLimits
-from edgekit.recipes import Wanted, check_formats, recipe_for, wanted_artifacts
+from edgekit.recipes import Wanted, check_formats, check_recipes, wanted_artifacts
 from edgekit.report import Row, write_report
-from edgekit.routes import converters
+from edgekit.routes import converters, start_of
 from edgekit.samples import gather_samples
 from edgekit.sources import SourceOptions, check_options, hash_source, identify
-from edgekit.tasks import Scored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +48,8 @@ __all__ = ["ConvertOutcome", "ConvertRequest", "Verdicts", "convert"]
 
 #: What a report may hold as the name of its model.
 _LONGEST_NAME = 200
+#: Inputs on which the layers of a quantized artifact are compared with the float ones.
+_LAYER_SAMPLES = 8
 
 #: Says what is going on: a phrase, steps done, steps in all.
 Progress = Callable[[str, int, int], None]
@@ -80,6 +80,7 @@ class ConvertRequest:
     limits: WorkerLimits = field(default_factory=WorkerLimits)
     seed: int = 0
     overwrite: bool = False
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
     source_options: SourceOptions = field(default_factory=SourceOptions)
 
 
@@ -110,16 +111,6 @@ class ConvertOutcome(Verdicts):
     def plan(self) -> Plan:
         """The choice for the target."""
         return self.bundle.manifest.plan
-
-
-@dataclass(frozen=True)
-class _Made:
-    """An artifact that a converter made, with its recipe."""
-
-    wanted: Wanted
-    converted: Converted
-    recipe: Recipe
-    peak_mib: float
 
 
 def convert(
@@ -215,25 +206,22 @@ class _Conversion:
         self.factory, self.progress = factory, progress
         self.notes: list[str] = []
         self.rows: dict[str, Row] = {}
-        self.made: dict[str, _Made] = {}
-        self.scores: dict[str, Scored] = {}
-        self.answers: dict[str, dict[str, np.ndarray]] = {}
+        self.made: dict[str, Kept] = {}
 
     def run(self) -> Verdicts:
         """Do everything but write."""
         request = self.request
-        wanted = wanted_artifacts(
-            self.profile,
-            self.kind,
-            converters(),
-            formats=request.formats,
-            precisions=request.precisions,
-            calibrated=request.calibration is not None,
-        )
+        wanted = self._wanted("")
         check_formats(self.profile, request.formats)
         _check_installed([w for w in wanted if not w.skipped])
         self.progress("reading the model", 0, 1)
         self.source = self.factory.describe(self.kind, request.model)
+        self.notes += self.source.notes
+        if self.source.quantized:
+            wanted = self._wanted(self.source.quantized)
+        elif request.source_options.requantize:
+            raise UsageError("--requantize means nothing: the source is not quantized", hint="Leave it out.")
+        check_recipes(request.recipes, wanted, start_of(self.kind))
         self.calibration = self._read(request.calibration, "calibration data")
         self.stored = (
             self.factory.store_calibration(self.calibration.inputs) if self.calibration is not None else None
@@ -244,12 +232,40 @@ class _Conversion:
         )
         self._say_what_was_not_measured()
         self._run_source()
-        for row in (w for w in wanted if w.skipped):
-            self.rows[row.name] = Row(row.name, "skipped", (row.skipped,))
-        self._make_and_judge([w for w in wanted if not w.skipped])
-        self.rows = {w.name: self.rows[w.name] for w in wanted}
+        outcomes = make_all(self._bench(), wanted)
+        self.rows = {name: outcome.row for name, outcome in outcomes.items()}
+        self.made = {name: o.kept for name, o in outcomes.items() if o.kept is not None}
         report = report_path(request.out)
         return Verdicts(tuple(self.rows.values()), self.task, tuple(self.notes), report)
+
+    def _wanted(self, quantized: str) -> list[Wanted]:
+        request = self.request
+        return wanted_artifacts(
+            self.profile,
+            self.kind,
+            converters(),
+            formats=request.formats,
+            precisions=request.precisions,
+            calibrated=request.calibration is not None,
+            quantized=quantized,
+            requantize=request.source_options.requantize,
+        )
+
+    def _bench(self) -> Bench:
+        few = {name: values[:_LAYER_SAMPLES] for name, values in self.samples.parity.items()}
+        return Bench(
+            factory=self.factory,
+            examination=self.examination,
+            profile=self.profile,
+            kind=self.kind,
+            model=self.request.model,
+            source=self.source,
+            calibration=self.stored,
+            calibrated=self.calibration.n if self.calibration is not None else 0,
+            few=self.factory.store_calibration(few),
+            fixed=self.request.recipes,
+            progress=self.progress,
+        )
 
     def _read(self, path: Path | None, what: str, *, labels: bool = False) -> Dataset | None:
         if path is None:
@@ -374,74 +390,6 @@ class _Conversion:
                 "do the labels fit the model?"
             )
 
-    def _make_and_judge(self, wanted: Sequence[Wanted]) -> None:
-        """Try each artifact's routes, shortest first: the next where one fails or is refused; say so."""
-        pending, attempt = list(wanted), 0
-        earlier: dict[str, tuple[str, ...]] = {}
-        while pending:
-            self._make(pending, attempt)
-            for i, item in enumerate(pending):
-                self.progress(f"scoring {item.name}", i, len(pending))
-                if item.name in self.made:
-                    self.rows[item.name] = self._score_and_judge(self.made[item.name])
-                row = self.rows[item.name]
-                said = f"{row.status} by {' → '.join(item.routes[attempt])}: {'; '.join(row.reasons)}"
-                self.rows[item.name] = replace(row, reasons=(*row.reasons, *earlier.get(item.name, ())))
-                earlier[item.name] = (*earlier.get(item.name, ()), said)
-            attempt += 1
-            pending = [
-                w
-                for w in pending
-                if self.rows[w.name].status in ("failed", "refused") and attempt < len(w.routes)
-            ]
-
-    def _make(self, pending: Sequence[Wanted], attempt: int) -> None:
-        samples = self.calibration.n if self.calibration is not None else 0
-        recipes = {
-            w.name: recipe_for(self.profile, w.routes[attempt], w.format, w.precision, samples)
-            for w in pending
-        }
-        results = self.factory.make(
-            self.kind,
-            self.request.model,
-            self.source,
-            recipes,
-            lambda route, fmt: recipe_for(self.profile, route, fmt, "fp32", 0),
-            self.stored,
-            self.progress,
-        )
-        for item in pending:
-            result = results[item.name]
-            self.made.pop(item.name, None)
-            if isinstance(result, EdgeKitError):
-                self.rows[item.name] = Row(item.name, "failed", (str(result),), recipe=recipes[item.name])
-            else:
-                self.made[item.name] = _Made(item, result.converted, recipes[item.name], result.peak_mib)
-
-    def _score_and_judge(self, made: _Made) -> Row:
-        name, recipe, size = made.wanted.name, made.recipe, _size(made.converted)
-        try:
-            judged = self.examination.judge(
-                made.converted, made.wanted.format, made.wanted.precision, calibrated=bool(recipe.calibration)
-            )
-        except MachineError:
-            raise
-        except EdgeKitError as error:
-            return Row(name, "failed", (f"it does not run: {error}",), size, recipe=recipe)
-        gate, scored = judged.gate, judged.scored
-        self.scores[name], self.answers[name] = scored, judged.answers
-        return Row(
-            name=name,
-            status=gate.verdict,
-            reasons=gate.reasons,
-            bytes=size,
-            gate=gate,
-            p50_ms=scored.p50_ms,
-            placement=scored.placement,
-            recipe=recipe,
-            peak_mib=made.peak_mib,
-        )
-
     def _kept(self) -> dict[str, Row]:
         return {n: r for n, r in self.rows.items() if r.status in ("accepted", "unproven")}
 
@@ -475,7 +423,7 @@ class _Conversion:
                 for target, file in zip(artifact.files, self.made[name].converted.files, strict=True)
             },
             golden=self.golden,
-            answers=self.answers,
+            answers={name: kept.answers for name, kept in self.made.items()},
             labels=evaluation.labels if evaluation is not None else None,
             evaluated=evaluation.n if evaluation is not None else 0,
             class_names=request.labels or names,
@@ -511,8 +459,8 @@ class _Conversion:
             return ConversionError(f"no artifact was made: {why}", hint=report)
         return None
 
-    def _artifact(self, made: _Made, row: Row) -> Artifact:
-        converted, scored = made.converted, self.scores[made.wanted.name]
+    def _artifact(self, made: Kept, row: Row) -> Artifact:
+        converted, scored = made.converted, made.scored
         folder = f"artifacts/{made.wanted.name}"
         runtime, _, number = scored.runtime.rpartition(" ")
         assert row.gate is not None
@@ -579,7 +527,3 @@ def _check_installed(wanted: Sequence[Wanted]) -> None:
 
 def _has_columns(path: Path) -> bool:
     return path.suffix.lower() == ".csv"
-
-
-def _size(converted: Converted) -> int:
-    return sum(Path(file).stat().st_size for file in converted.files)

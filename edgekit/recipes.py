@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from edgekit.converters import Converter
+import msgspec
+
+from edgekit.converters import CONVERTERS, Converter, get_converter
 from edgekit.devices import FORMATS, PRECISIONS, DeviceProfile, RuntimePreference
 from edgekit.errors import ConversionError, UsageError
 from edgekit.manifest import Option, Recipe
 from edgekit.routes import Route, find_routes
 
-__all__ = ["Wanted", "check_formats", "onnx_versions", "preference_for", "recipe_for", "wanted_artifacts"]
+__all__ = [
+    "Wanted",
+    "check_formats",
+    "check_recipes",
+    "onnx_versions",
+    "preference_for",
+    "read_recipes",
+    "recipe_for",
+    "want",
+    "wanted_artifacts",
+]
 
 #: Highest opset and IR version that EdgeKit writes: read by every runtime of the last three years.
 _OPSET, _IR = 17, 8
@@ -19,18 +32,29 @@ _OPSET, _IR = 17, 8
 
 @dataclass(frozen=True)
 class Wanted:
-    """One artifact to make: its routes, shortest first, or the reason why it is skipped."""
+    """One artifact to make: its routes, shortest first, or the reason why it is skipped.
+
+    Attributes:
+        precision: What the artifact is; of a source that is quantized already, its own.
+        as_is: The source is quantized already and goes into the format as it is.
+    """
 
     format: str
     precision: str
     by_name: bool
     routes: Sequence[Route] = ()
     skipped: str = ""
+    as_is: bool = False
 
     @property
     def name(self) -> str:
         """Return `format-precision`."""
         return f"{self.format}-{self.precision}"
+
+    @property
+    def made_as(self) -> str:
+        """Return the precision that converters are asked for: a quantized source goes through as if it were float."""
+        return "fp32" if self.as_is else self.precision
 
 
 def preference_for(profile: DeviceProfile, format_: str) -> RuntimePreference:
@@ -61,6 +85,56 @@ def check_formats(profile: DeviceProfile, formats: Sequence[str]) -> None:
         )
 
 
+def read_recipes(path: Path) -> dict[str, Recipe]:
+    """Read recipes by artifact name, as a conversion leaves them in `OUT.report/recipes.json`.
+
+    Raises:
+        UsageError: The file is not there, or holds something else.
+    """
+    try:
+        recipes = msgspec.json.decode(path.read_bytes(), type=dict[str, Recipe])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read --recipe {path}: {error}", expected="the recipes.json of an earlier conversion"
+        ) from error
+    if not recipes:
+        raise UsageError(f"--recipe {path} holds no recipe")
+    return recipes
+
+
+def check_recipes(recipes: Mapping[str, Recipe], wanted: Sequence[Wanted], start: str) -> None:
+    """Refuse recipes that nothing would be made by: each must fit an artifact that is wanted, and its source.
+
+    Args:
+        recipes: The user's, by artifact name.
+        wanted: What is to be made.
+        start: What converters call the source.
+
+    Raises:
+        UsageError: Naming the recipe.
+    """
+    names = {item.name: item for item in wanted if not item.skipped}
+    table = {name: get_converter(name) for name in CONVERTERS}
+    for name, recipe in recipes.items():
+        if name not in names:
+            raise UsageError(
+                f"--recipe has one for {name}, which is not to be made",
+                expected="some of " + ", ".join(names),
+                hint="Ask for it with --format and --precision.",
+            )
+        chain = [table.get(step) for step in recipe.route]
+        last = chain[-1] if chain else None
+        if last is None or last.format != names[name].format or recipe.precision != names[name].made_as:
+            raise UsageError(
+                f"--recipe: the route for {name} does not lead there", got=" → ".join(recipe.route)
+            )
+        for before, step in zip([start, *(c.format for c in chain if c)], chain, strict=False):
+            if step is None or before not in step.sources:
+                raise UsageError(
+                    f"--recipe: the route for {name} does not hold together", got=" → ".join(recipe.route)
+                )
+
+
 def wanted_artifacts(
     profile: DeviceProfile,
     kind: str,
@@ -69,6 +143,8 @@ def wanted_artifacts(
     formats: Sequence[str] = (),
     precisions: Sequence[str] = (),
     calibrated: bool,
+    quantized: str = "",
+    requantize: bool = False,
 ) -> list[Wanted]:
     """Return what to make for `profile` from a source of `kind`.
 
@@ -79,6 +155,8 @@ def wanted_artifacts(
         formats: Asked for; empty for those of the target's runtimes.
         precisions: Asked for; empty for fp32 plus those the profile lists for each runtime.
         calibrated: Whether there is calibration data, without which no static int8 is made.
+        quantized: The source's own precision where it is quantized already.
+        requantize: Quantize it again all the same.
 
     Raises:
         UsageError: An unknown format or precision, or `int8` by name without calibration data.
@@ -86,15 +164,19 @@ def wanted_artifacts(
     """
     _check_known("format", formats, [formats[0] for name, formats in FORMATS.items() if name != "null"])
     _check_known("precision", precisions, PRECISIONS)
-    if "int8" in precisions and not calibrated:
-        raise UsageError(
-            "static int8 needs calibration data", hint="Give --calibration with about 200 typical inputs."
-        )
+    for precision in ("int8", "int16x8"):
+        if precision in precisions and not calibrated:
+            raise UsageError(
+                f"static {precision} needs calibration data",
+                hint="Give --calibration with about 200 typical inputs.",
+            )
+    if quantized and not requantize:
+        return _as_it_is(profile, kind, table, formats, precisions, quantized)
     wanted = []
     for format_ in formats or profile.formats():
         chosen = precisions or profile.precisions(format_)
         wanted += [
-            _want(table, kind, format_, p, calibrated=calibrated, by_name=bool(precisions)) for p in chosen
+            want(table, kind, format_, p, calibrated=calibrated, by_name=bool(precisions)) for p in chosen
         ]
     for precision in precisions:
         asked = [item for item in wanted if item.precision == precision]
@@ -104,13 +186,42 @@ def wanted_artifacts(
     return wanted
 
 
+def _as_it_is(
+    profile: DeviceProfile,
+    kind: str,
+    table: Mapping[str, Converter],
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    quantized: str,
+) -> list[Wanted]:
+    """Return the artifacts of a source that is quantized already: one for each format, at its own precision."""
+    wanted = []
+    for format_ in formats or profile.formats():
+        plain = want(table, kind, format_, "fp32", calibrated=False, by_name=quantized in precisions)
+        wanted.append(replace(plain, precision=quantized, as_is=True))
+        wanted += [
+            Wanted(
+                format_,
+                precision,
+                by_name=precision in precisions,
+                skipped=f"the source is {quantized} already; --requantize makes {precision} of it",
+            )
+            for precision in precisions or profile.precisions(format_)
+            if precision != quantized
+        ]
+    asked = next((w for w in wanted if w.skipped and w.by_name), None)
+    if asked is not None:
+        raise ConversionError(f"{asked.name}: {asked.skipped}")
+    return wanted
+
+
 def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
     for value in asked:
         if value not in known:
             raise UsageError(f"unknown {what} {value!r}", expected="one of " + ", ".join(known))
 
 
-def _want(
+def want(
     table: Mapping[str, Converter],
     kind: str,
     format_: str,
@@ -119,12 +230,13 @@ def _want(
     calibrated: bool,
     by_name: bool,
 ) -> Wanted:
+    """Return one artifact to make, or why it is skipped; the arguments are those of `wanted_artifacts`."""
     routes = find_routes(table, kind, format_, precision)
     skipped = ""
     if not routes:
         skipped = f"no route from {kind} to {format_}-{precision}"
-    elif precision == "int8" and not calibrated:
-        skipped = "static int8 needs --calibration"
+    elif precision in ("int8", "int16x8") and not calibrated:
+        skipped = f"static {precision} needs --calibration"
     return Wanted(format_, precision, by_name, routes, skipped)
 
 

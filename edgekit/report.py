@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgekit import __version__
+from edgekit.ladder import Attempt, front, loss
 from edgekit.state import write_durably
 
 if TYPE_CHECKING:
     from edgekit.manifest import GateResult, Plan, Recipe
 
-__all__ = ["Row", "row_as_data", "write_report"]
+__all__ = ["Row", "front_of", "row_as_data", "write_report"]
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1a1d21;background:#fff}
@@ -39,6 +40,9 @@ class Row:
         place: Where that was measured.
         placement: What ran where.
         peak_mib: Peak memory of the worker that made it.
+        attempts: Every recipe that was tried for it, in order.
+        best: The index of the one that it was made by.
+        layers: Quantized layer to its signal-to-quantization-noise ratio in dB, where measured.
     """
 
     name: str
@@ -51,6 +55,20 @@ class Row:
     placement: Mapping[str, str] = field(default_factory=dict)
     recipe: Recipe | None = None
     peak_mib: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
+    best: int = 0
+    layers: Mapping[str, float] = field(default_factory=dict)
+
+
+def front_of(rows: Sequence[Row]) -> list[str]:
+    """Return the artifacts that may ship and that no other beats in size, loss and latency together."""
+    return front(
+        {
+            row.name: (row.bytes, loss(row.attempts[row.best]), row.p50_ms)
+            for row in rows
+            if row.status in ("accepted", "unproven") and row.attempts
+        }
+    )
 
 
 def row_as_data(row: Row) -> dict[str, Any]:
@@ -68,6 +86,8 @@ def row_as_data(row: Row) -> dict[str, Any]:
         "p50_place": row.place if row.p50_ms else None,
         "placement": dict(row.placement),
         "recipe": msgspec.to_builtins(row.recipe) if row.recipe is not None else None,
+        "attempts": [msgspec.to_builtins(attempt) for attempt in row.attempts],
+        "layers_sqnr_db": {name: round(value, 2) for name, value in row.layers.items()},
         "worker_peak_mib": round(row.peak_mib, 1) or None,
     }
 
@@ -103,6 +123,10 @@ def write_report(
     text = msgspec.json.format(msgspec.json.encode(data), indent=2)
     write_durably(folder / "report.json", text + b"\n")
     write_durably(folder / "report.html", _page(data).encode())
+    recipes = {row.name: row.recipe for row in rows if row.recipe is not None and row.status != "failed"}
+    write_durably(
+        folder / "recipes.json", msgspec.json.format(msgspec.json.encode(recipes), indent=2) + b"\n"
+    )
 
 
 def _page(data: Mapping[str, Any]) -> str:

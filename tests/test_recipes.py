@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from edgekit.devices import DeviceProfile, load_profile, profile_ids
 from edgekit.errors import ConversionError, UsageError
 from edgekit.manifest import Recipe
-from edgekit.recipes import Wanted, check_formats, onnx_versions, preference_for, recipe_for, wanted_artifacts
+from edgekit.recipes import (
+    Wanted,
+    check_formats,
+    check_recipes,
+    onnx_versions,
+    preference_for,
+    read_recipes,
+    recipe_for,
+    wanted_artifacts,
+)
 from edgekit.routes import converters
 
 TABLE = converters()
@@ -18,7 +31,7 @@ def names(wanted: list[Wanted]) -> list[str]:
 
 
 def want(
-    profile: DeviceProfile, kind: str = "keras", *, calibrated: bool = True, **asked: tuple[str, ...]
+    profile: DeviceProfile, kind: str = "keras", *, calibrated: bool = True, **asked: Any
 ) -> list[Wanted]:
     return wanted_artifacts(profile, kind, TABLE, calibrated=calibrated, **asked)
 
@@ -194,3 +207,54 @@ def test_every_profile_has_a_route_from_keras_for_all_it_lists(profile_id: str) 
     made = want(profile)
     assert not [item.name for item in made if item.skipped]
     assert {(item.format, item.precision) for item in made} == set(profile.artifacts())
+
+
+# A source that is quantized already
+
+
+def test_a_quantized_source_goes_through_as_it_is() -> None:
+    wanted = want(X86, "onnx", quantized="int8")
+    made = {item.name: item for item in wanted if not item.skipped}
+    assert set(made) == {"openvino-int8", "onnx-int8"}
+    assert made["onnx-int8"].routes[0] == ("onnx-fp32",)
+    assert {item.made_as for item in made.values()} == {"fp32"}
+    skipped = {item.name: item.skipped for item in wanted if item.skipped}
+    assert "--requantize" in skipped["onnx-fp32"]
+
+
+def test_what_is_asked_by_name_is_not_made_of_a_quantized_source() -> None:
+    with pytest.raises(ConversionError, match="the source is int8 already; --requantize makes fp16 of it"):
+        want(X86, "onnx", quantized="int8", precisions=("fp16",), formats=("onnx",))
+
+
+def test_requantize_makes_what_a_float_source_would() -> None:
+    again = want(X86, "onnx", quantized="int8", requantize=True)
+    assert names(again) == names(want(X86, "onnx"))
+
+
+# Recipes of the user
+
+
+def test_recipes_must_fit() -> None:
+    wanted = want(PI)
+    good = Recipe(("keras-tflite",), "int8", "minmax", 200)
+    check_recipes({"tflite-int8": good}, wanted, "keras")
+    for recipes, words in (
+        ({"openvino-int8": good}, "openvino-int8, which is not to be made"),
+        ({"onnx-int8": good}, "does not lead there"),
+        ({"tflite-int8": replace(good, precision="fp16")}, "does not lead there"),
+        ({"tflite-int8": replace(good, route=("nowhere",))}, "does not lead there"),
+        ({"tflite-int8": replace(good, route=("keras-onnx", "keras-tflite"))}, "does not hold together"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            check_recipes(recipes, wanted, "keras")
+
+
+def test_recipes_are_read_back(tmp_path: Path) -> None:
+    recipe = Recipe(("keras-tflite",), "int8", "mse", 200, {"bias_correction": "full"}, ("n1",))
+    (tmp_path / "r.json").write_bytes(msgspec.json.encode({"tflite-int8": recipe}))
+    assert read_recipes(tmp_path / "r.json") == {"tflite-int8": recipe}
+    for text in ("{}", "[1]", '{"a": {}}', "\xff"):
+        (tmp_path / "bad.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(UsageError, match="--recipe"):
+            read_recipes(tmp_path / "bad.json")

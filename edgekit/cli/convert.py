@@ -85,6 +85,13 @@ _TASKS = ("classification", "regression", "embedding", "segmentation", "generati
     help="Ship some of your samples as the self-test, or none of them.",
 )
 @click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Recipes of an earlier conversion, OUT.report/recipes.json: tried as they are, without the ladder.",
+)
+@click.option(
     "--signature", default="", metavar="NAME", help="Of a SavedModel or TFLite file that has several."
 )
 @click.option(
@@ -184,18 +191,21 @@ def _request(
     custom_objects: Path | None,
     trust_pickle: bool,
     requantize: bool,
+    recipe_file: Path | None,
     **options: Any,
 ) -> Any:
     from edgekit.convert import ConvertRequest
     from edgekit.data import read_preprocess
     from edgekit.gate import Policy
     from edgekit.process import WorkerLimits
+    from edgekit.recipes import read_recipes
     from edgekit.sources import SourceOptions
 
     return ConvertRequest(
         policy=Policy(max_drop, min_metric, strict),
         preprocess=read_preprocess(preprocess) if preprocess else (),
         labels=_read_labels(labels) if labels else (),
+        recipes=read_recipes(recipe_file) if recipe_file else {},
         limits=WorkerLimits(time_limit, memory_limit),
         source_options=SourceOptions(
             signature=signature,
@@ -276,8 +286,24 @@ def _print_verdicts(verdicts: Verdicts, request: ConvertRequest) -> None:
     for row in verdicts.rows:
         if row.status != "accepted":
             click.echo(f"{row.name}: {'; '.join(row.reasons)}")
+    _print_front(verdicts)
     for note in verdicts.notes:
         click.echo(f"note: {note}")
+
+
+def _print_front(verdicts: Verdicts) -> None:
+    """Say what was tried for each artifact that took more than one recipe, and which artifacts no other beats."""
+    from edgekit.making import describe
+    from edgekit.report import front_of
+
+    for row in verdicts.rows:
+        if len(row.attempts) > 1:
+            click.echo(
+                f"{row.name}: {len(row.attempts)} recipes tried, kept: {describe(row.attempts[row.best].recipe)}"
+            )
+    names = front_of(verdicts.rows)
+    if len(names) > 1:
+        click.echo("front (size, loss, p50): " + ", ".join(names))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
