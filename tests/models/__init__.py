@@ -27,6 +27,8 @@ class Model:
         task: As `edgekit convert --task` takes it.
         make: Returns the model's file or folder and its data; fetches and builds what is missing.
         options: More words for `edgekit convert`.
+        quantized: The precision that the source itself computes in, where that is not float: its own answers are
+            that coarse, so whatever is made of it is compared at that precision's limits.
         soak: Whether getting it takes more than 20 MB of download or 20 s.
     """
 
@@ -35,6 +37,7 @@ class Model:
     task: str
     make: Callable[[], tuple[Path, DataFiles]] = field(repr=False)
     options: tuple[str, ...] = ()
+    quantized: str = ""
     soak: bool = False
 
     @property
@@ -148,6 +151,7 @@ def _fetched() -> Iterator[Model]:
         yield Model(
             id_, kind, "classification",
             lambda file=file, name=name: (fetch("D4") / "fer" / "data" / file, build.emotion_data(name)),
+            quantized="int8-dynamic" if kind == "tflite" else "",
         )  # fmt: skip
     pitches = {
         "d5-savedmodel": ("nmp", "input_2", "savedmodel"),
@@ -191,7 +195,7 @@ def _voices() -> Iterator[Model]:
         yield Model(id_, "onnx", "other", lambda file=file: make(file))
     yield Model(
         "d6-jit", "torchscript", "other",
-        lambda: (fetch("D6") / _VOICE / "silero_vad.jit", build.pulse_data()),
+        lambda: (build.voice_script(), build.pulse_data()),
         options=("--input-shape", "input_0=1,512"),
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ Each thing is made once, into a folder of the corpus that is named by what makes
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,6 +33,7 @@ __all__ = [
     "sleep_model",
     "speech_data",
     "text_data",
+    "voice_script",
 ]
 
 HERE = Path(__file__).resolve().parent
@@ -217,6 +219,15 @@ def _steps(model: Path, rate_hz: int) -> dict[str, np.ndarray]:
         kept.append(feed)
         feed = {**feed, **dict(zip(states, session.run(None, feed)[1:], strict=True))}
     return {name: np.stack([entry[name] for entry in kept]) for name in names}
+
+
+def voice_script() -> Path:
+    """Return D6's TorchScript file under the name that such files have, `.pt`."""
+
+    def make(folder: Path) -> None:
+        shutil.copy(fetch("D6") / "silero_vad" / "data" / "silero_vad.jit", folder / "silero_vad.pt")
+
+    return built("d6-jit", make) / "silero_vad.pt"
 
 
 def pulse_data() -> DataFiles:

@@ -1,0 +1,116 @@
+"""What ONNX Runtime and OpenVINO do with ONNX's own node tests: `python -m tests.models.bare_nodes FORMAT OUT.json`.
+
+A test that kills its process is known by having been started and not finished; the next child goes on behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.corpus import ROOT
+from tests.models.nodes import NodeCase, agrees, node_cases
+
+__all__ = ["NodeResult", "run_nodes"]
+
+TIME_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """What became of one test: `right`, `wrong` or `failed`, and the first line of why."""
+
+    verdict: str
+    reason: str
+
+
+def run_nodes(format_: str) -> dict[str, NodeResult]:
+    """Run every node test in a runtime, `onnx` or `openvino`; results by the test's name."""
+    found: dict[str, NodeResult] = {}
+    names = [case.name for case in node_cases()]
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder) / "results.jsonl"
+        while len(found) < len(names):
+            lines.write_bytes(b"")
+            how = _child(format_, len(found), lines)
+            done = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
+            found.update({entry["name"]: NodeResult(entry["verdict"], entry["reason"]) for entry in done})
+            if len(found) < len(names):
+                found[names[len(found)]] = NodeResult("failed", how)
+    return found
+
+
+def _child(format_: str, start: int, lines: Path) -> str:
+    command = [sys.executable, "-m", "tests.models.bare_nodes", "--child", format_, str(start), str(lines)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=TIME_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return "stopped at the time limit"
+    return f"the process died with code {done.returncode}"
+
+
+def _run_from(format_: str, start: int, lines: Path) -> None:
+    with lines.open("a", encoding="utf-8") as stream:
+        for case in node_cases()[start:]:
+            verdict, reason = _run_one(format_, case)
+            stream.write(json.dumps({"name": case.name, "verdict": verdict, "reason": reason}) + "\n")
+            stream.flush()
+
+
+def _run_one(format_: str, case: NodeCase) -> tuple[str, str]:
+    if case.feeds is None:
+        return "failed", "an input is a sequence or an optional, not an array"
+    try:
+        outputs = {"onnx": _by_onnxruntime, "openvino": _by_openvino}[format_](case)
+        right = agrees(case, outputs)
+    except Exception as error:  # noqa: BLE001  # whatever a runtime raises is what this measures
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "failed", f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:300]
+    return ("right", "") if right else ("wrong", "the answer is not the test's")
+
+
+def _by_onnxruntime(case: NodeCase) -> list[Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        case.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return list(session.run(None, case.feeds))
+
+
+def _by_openvino(case: NodeCase) -> list[Any]:
+    import io
+
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(io.BytesIO(case.model.SerializeToString()))
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert case.feeds is not None
+    values = [np.asarray(array) for array in case.feeds.values()]
+    return [np.array(value) for value in compiled(values).values()]
+
+
+def main(arguments: list[str]) -> None:
+    """Run as the child of `run_nodes`, or write all results to a file and print how many there are of each."""
+    if arguments[0] == "--child":
+        _run_from(arguments[1], int(arguments[2]), Path(arguments[3]))
+        return
+    found = run_nodes(arguments[0])
+    rows = {name: [result.verdict, result.reason] for name, result in found.items()}
+    Path(arguments[1]).write_text(json.dumps(rows, indent=0), encoding="utf-8")
+    print(dict(Counter(result.verdict for result in found.values())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
