@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ class Assembly:
     evaluated: int
     class_names: tuple[str, ...] = ()
     preprocess: tuple[dict[str, Any], ...] = ()
+    postprocess: tuple[dict[str, Any], ...] = ()
+    state: Mapping[str, str] = field(default_factory=dict)
 
 
 def assemble(
@@ -74,6 +76,8 @@ def assemble(
         golden=_golden(assembly),
         files={},
         preprocess=assembly.preprocess,
+        postprocess=assembly.postprocess,
+        state=dict(assembly.state),
         labels=assembly.class_names,
         edgekit=__version__,
     )

@@ -101,10 +101,21 @@ class Factory:
         assert described is not None
         return described
 
-    def run_source(self, kind: str, model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the source's outputs, in its own framework, on arrays [N, …] by canonical name."""
+    def run_source(
+        self,
+        kind: str,
+        model: Path,
+        inputs: Mapping[str, np.ndarray],
+        state: Mapping[str, str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return the source's outputs, in its own framework, on arrays [N, …] by canonical name.
+
+        With a `state`, the rows are steps as `edgekit.sequences` has them.
+        """
         out = self._path("outputs.npz")
-        task = RunSource(kind, str(model.absolute()), self._store(inputs), str(out), self._options)
+        task = RunSource(
+            kind, str(model.absolute()), self._store(inputs), str(out), self._options, dict(state or {})
+        )
         self._ask(source_class(kind).environment, task)
         return _load(out)
 
@@ -118,11 +129,20 @@ class Factory:
         *,
         pairs: bool = False,
         timed_runs: int = 0,
+        state: Mapping[str, str] | None = None,
     ) -> tuple[dict[str, np.ndarray], Scored]:
         """Run an artifact one sample at a time; return its outputs [N, …] by canonical name, and the score."""
         out = self._path("scores.npz")
         task = Score(
-            runtime, artifact, threads, dict(extra), self._store(inputs), str(out), pairs, timed_runs
+            runtime,
+            artifact,
+            threads,
+            dict(extra),
+            self._store(inputs),
+            str(out),
+            pairs,
+            timed_runs,
+            dict(state or {}),
         )
         answers = self._ask("score", task)
         scored = next(a.scored for a in answers if a.scored is not None)

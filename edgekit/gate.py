@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekit.bounds import MOST_SAMPLES, bootstrap_bounds, needed_samples, tango_bounds
+from edgekit.errors import UsageError
 from edgekit.manifest import CalibrationFit, GateResult, MetricEvidence, ParityEvidence
+from edgekit.metrics import METRICS, drop_in_points, resampler, scored_output
+from edgekit.metrics.base import not_per_sample
+from edgekit.parity import measure_parity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,17 +29,15 @@ __all__ = [
     "Limits",
     "Policy",
     "PrecisionLimits",
+    "TaskLimits",
     "compare_ranges",
+    "data_faults",
     "judge",
     "load_limits",
     "lost_classes",
     "measure_metric",
     "measure_parity",
 ]
-
-
-#: Metrics that are better when smaller.
-_ERRORS = ("mae", "rmse")
 
 
 class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +47,19 @@ class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_error: float | None = None
     p95_error: float | None = None
     argmax_agreement: float | None = None
+    active_error: float | None = None
+    cosine: float | None = None
+    snr_db: float | None = None
+
+
+class TaskLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one task changes in the limits of one precision; None for what stays. See `gate_limits.toml`."""
+
+    p95_error: float | None = None
+    argmax_agreement: float | None = None
+    active_error: float | None = None
+    cosine: float | None = None
+    snr_db: float | None = None
 
 
 class DataLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +70,7 @@ class DataLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration_shift: float
     float16_most: float
     lost_class_answers: int
+    lost_class_score: float
     bootstrap_samples: int
 
 
@@ -63,6 +79,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     precision: dict[str, PrecisionLimits]
     data: DataLimits
+    task: dict[str, dict[str, TaskLimits]] = {}
+
+    def of(self, precision: str, task: str = "") -> PrecisionLimits:
+        """Return the limits of a precision, as the task changes them."""
+        changes = self.task.get(task, {}).get(precision, TaskLimits())
+        given = {name: value for name, value in msgspec.structs.asdict(changes).items() if value is not None}
+        return msgspec.structs.replace(self.precision[precision], **given)
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -85,115 +108,40 @@ def load_limits() -> Limits:
     return msgspec.toml.decode((files("edgekit") / "gate_limits.toml").read_bytes(), type=Limits)
 
 
-def measure_parity(
-    reference: Mapping[str, np.ndarray],
-    outputs: Mapping[str, np.ndarray],
-    *,
-    argmax: bool,
-    targets: bool = False,
-    pairs: Mapping[str, np.ndarray] | None = None,
-) -> ParityEvidence:
-    """Compare an artifact's outputs with the source's on the same inputs.
-
-    Errors are shares of each output's range. The columns of a regression's targets are each measured by their
-    own: beside a target in the thousands one between 0 and 1 would vanish, and be lost without a trace.
-
-    Args:
-        reference: The source's outputs by name, float [N, …].
-        outputs: The artifact's outputs by name, same shapes.
-        argmax: Whether the outputs tell classes.
-        targets: Whether the columns of the output that metrics look at are targets of a regression.
-        pairs: The artifact's outputs for the first two samples as one batch of two; None where it takes none.
-    """
-    import numpy as np
-
-    from edgekit.metrics import scored_output
-
-    biggest, finite, constant, batch2 = 0.0, True, False, 0.0 if pairs is not None else None
-    errors = []
-    for name, want in reference.items():
-        got = np.asarray(outputs[name], dtype=np.float64)
-        expected = np.asarray(want, dtype=np.float64)
-        if got.shape != expected.shape or not np.isfinite(got).all():
-            return ParityEvidence(n=len(expected), max_error=1.0, p95_error=1.0, finite=False)
-        scale = _scale(expected, by_column=targets and want is scored_output(reference))
-        error = np.abs(got - expected) / scale
-        biggest = max(biggest, float(error.max(initial=0.0)))
-        errors.append(float(np.quantile(error, 0.95, axis=0 if scale.ndim else None).max()))
-        constant |= bool(_varies(expected) and not _varies(got))
-        if pairs is not None and batch2 is not None:
-            batch2 = max(batch2, _difference(np.asarray(pairs[name], dtype=np.float64), got[:2], scale))
-    return ParityEvidence(
-        n=len(next(iter(reference.values()))),
-        max_error=biggest,
-        p95_error=max(errors),
-        argmax_agreement=_agreement(reference, outputs) if argmax else None,
-        batch2_error=batch2,
-        finite=finite,
-        constant=constant,
-    )
-
-
-def _scale(expected: np.ndarray, *, by_column: bool) -> np.ndarray:
-    """Return what errors are shares of, float64 [] or, `by_column` of [N, K], [K]: the range, over 0.
-
-    A column that never varies has none of its own and goes by the range of all.
-    """
-    import numpy as np
-
-    whole = float(np.ptp(expected)) or max(float(np.abs(expected).max(initial=0.0)), 1e-12)
-    if not by_column or expected.ndim != 2:
-        return np.array(whole)
-    ranges: np.ndarray = np.ptp(expected, axis=0)
-    return np.where(ranges > 0.0, ranges, whole)
-
-
-def _difference(together: np.ndarray, alone: np.ndarray, scale: np.ndarray) -> float:
-    """Return the largest difference as a share of `scale`; 1 where it is none: another shape, NaN."""
-    import numpy as np
-
-    if together.shape != alone.shape or not np.isfinite(together).all():
-        return 1.0
-    return float((np.abs(together - alone) / scale).max(initial=0.0))
-
-
-def _varies(values: np.ndarray) -> bool:
-    return len(values) > 1 and bool((values != values[:1]).any())
-
-
-def _agreement(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
-    from edgekit.metrics import predicted_classes
-
-    ours = {name: outputs[name] for name in reference}
-    return float((predicted_classes(reference) == predicted_classes(ours)).mean())
-
-
 def measure_metric(
     metric: Metric,
     reference: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     *,
     max_drop_pp: float,
     seed: int = 0,
 ) -> MetricEvidence:
-    """Score source and artifact on the same labelled samples, with a one-sided 95 % paired bound of the drop.
+    """Score source and artifact on the same samples, with a one-sided 95 % paired bound of the drop.
 
     Shares of right answers use Tango's score bound, everything else a paired percentile bootstrap. The drop
-    is in percentage points; for an error in the labels' units, in percent of the labels' range.
+    is in percentage points; `edgekit.metrics.drop_in_points` says of what.
 
     Args:
         metric: What to score.
-        reference: The source's outputs, float [N, …].
-        outputs: The artifact's outputs, same shapes.
-        labels: [N], or the targets of a regression.
+        reference: The source's outputs after its postprocessing, float [N, …].
+        outputs: The artifact's outputs after the same, same shapes.
+        labels: [N, …]; None to hold both against the source's own outputs, where the metric allows that.
         max_drop_pp: The budget, to tell how many samples would decide.
         seed: Of the bootstrap.
+
+    Raises:
+        UsageError: The metric needs labels.
     """
+    against_source = metric.target == "source" or (metric.target == "either" and labels is None)
+    if against_source:
+        labels = scored_output(reference)
+    if labels is None:
+        raise UsageError(f"{metric.name} needs labels", hint="Give --eval with labels.")
     source, artifact = metric.value(reference, labels), metric.value(outputs, labels)
     right, kept = metric.per_sample(reference, labels), metric.per_sample(outputs, labels)
-    n = len(labels)
     if right is not None and kept is not None:
+        n = len(right)
         lost, gained = int((right > kept).sum()), int((right < kept).sum())
         low, high = tango_bounds(lost, gained, n)
         return MetricEvidence(
@@ -206,7 +154,7 @@ def measure_metric(
             bound_pp=100.0 * high,
             needed_n=_needed_pairs(lost / n, gained / n, n, max_drop_pp),
         )
-    return _bootstrapped(metric, reference, outputs, labels, max_drop_pp, seed)
+    return _bootstrapped(metric, reference, outputs, labels, max_drop_pp, seed, against_source=against_source)
 
 
 def _needed_pairs(lost: float, gained: float, n: int, max_drop_pp: float) -> int | None:
@@ -226,26 +174,26 @@ def _bootstrapped(
     labels: np.ndarray,
     max_drop_pp: float,
     seed: int,
+    *,
+    against_source: bool,
 ) -> MetricEvidence:
     import numpy as np
 
-    sign = 1.0 if metric.higher_is_better else -1.0
-    unit = 100.0 if metric.higher_is_better else 100.0 / (float(np.ptp(labels)) or 1.0)
+    theirs, ours = (resampler(metric, arrays, labels) for arrays in (reference, outputs))
 
     def drop(index: np.ndarray) -> float:
-        ours = metric.value({k: v[index] for k, v in outputs.items()}, labels[index])
-        theirs = metric.value({k: v[index] for k, v in reference.items()}, labels[index])
-        return sign * unit * (theirs - ours)
+        return drop_in_points(metric, theirs(index), ours(index), labels, against_source=against_source)
 
     n = len(labels)
-    observed = drop(np.arange(n))
+    every = np.arange(n)
+    observed = drop(every)
     low, high = bootstrap_bounds(drop, n, seed)
     low, high = min(low, observed), max(high, observed)
     return MetricEvidence(
         name=metric.name,
         n=n,
-        source=metric.value(reference, labels),
-        artifact=metric.value(outputs, labels),
+        source=theirs(every),
+        artifact=ours(every),
         drop_pp=observed,
         low_pp=low,
         bound_pp=high,
@@ -318,8 +266,9 @@ def judge(
     calibration_fit: Sequence[CalibrationFit] = (),
     noise: bool = False,
     lost: Sequence[int] = (),
+    task: str = "",
 ) -> GateResult:
-    """Return the verdict on one artifact.
+    """Return the verdict on one artifact of a model with this `task`.
 
     refused: parity failed, a class is `lost`, the calibration data does not fit, the source itself is too bad, or the drop is
     real (above the budget, and above zero at 95 %). accepted: the drop's upper bound is inside the budget, or
@@ -328,9 +277,8 @@ def judge(
     inputs, whose scale need not be the real one, cannot rule out an overflow).
     """
     against = [
-        *_parity_faults(parity, limits.precision[precision], limits.data),
-        *_calibration_faults(calibration_fit, limits.data.calibration_shift),
-        *_source_faults(metric, policy),
+        *_parity_faults(parity, limits.of(precision, task), limits.data, task),
+        *data_faults(calibration_fit, metric, policy, limits),
         *(f"class {c} is never answered, though the source answers it" for c in lost),
     ]
     verdict, why = ("refused", against) if against else _weigh(precision, metric, policy, limits)
@@ -348,7 +296,17 @@ def judge(
     )
 
 
-def _parity_faults(parity: ParityEvidence, limit: PrecisionLimits, data: DataLimits) -> list[str]:
+def data_faults(
+    fits: Sequence[CalibrationFit], metric: MetricEvidence | None, policy: Policy, limits: Limits
+) -> list[str]:
+    """Return what is wrong with the data or with the source itself, which no other recipe mends."""
+    return [
+        *_calibration_faults(fits, limits.data.calibration_shift),
+        *_source_faults(metric, policy),
+    ]
+
+
+def _parity_faults(parity: ParityEvidence, limit: PrecisionLimits, data: DataLimits, task: str) -> list[str]:
     if not parity.finite:
         return ["an output is not finite, or has not the source's shape"]
     faults = []
@@ -360,6 +318,7 @@ def _parity_faults(parity: ParityEvidence, limit: PrecisionLimits, data: DataLim
         ("largest error", parity.max_error, limit.max_error),
         ("95th percentile of the error", parity.p95_error, limit.p95_error),
         ("error of a batch of two", parity.batch2_error, limit.batch2_error),
+        ("median error of the scores that say something", parity.active_error, limit.active_error),
     ):
         if most is not None and got is not None and not got <= most:
             faults.append(f"{name} is {got:.3g} of the output's range, limit {most:g}")
@@ -370,7 +329,14 @@ def _parity_faults(parity: ParityEvidence, limit: PrecisionLimits, data: DataLim
         )
     least = limit.argmax_agreement
     if least is not None and parity.argmax_agreement is not None and not parity.argmax_agreement >= least:
-        faults.append(f"argmax agrees on {parity.argmax_agreement:.1%} of samples, limit {least:.0%}")
+        what = "pixels" if task == "segmentation" else "samples"
+        faults.append(f"argmax agrees on {parity.argmax_agreement:.1%} of {what}, limit {least:.0%}")
+    for name, got, least in (
+        ("cosine to the source's embedding", parity.cosine, limit.cosine),
+        ("signal-to-noise ratio against the source in dB", parity.snr_db, limit.snr_db),
+    ):
+        if least is not None and got is not None and not got >= least:
+            faults.append(f"the {name} is {got:.4g} on one sample in twenty, limit {least:g}")
     return faults
 
 
@@ -391,9 +357,8 @@ def _calibration_faults(fits: Sequence[CalibrationFit], most: float) -> list[str
 def _source_faults(metric: MetricEvidence | None, policy: Policy) -> list[str]:
     if policy.min_metric is None or metric is None:
         return []
-    fine = (
-        metric.source <= policy.min_metric if metric.name in _ERRORS else metric.source >= policy.min_metric
-    )
+    upwards = METRICS[metric.name].higher_is_better
+    fine = metric.source >= policy.min_metric if upwards else metric.source <= policy.min_metric
     if fine:
         return []
     return [f"the source itself has {metric.name} {metric.source:.4g}, --min-metric is {policy.min_metric:g}"]
@@ -408,7 +373,8 @@ def _weigh(
             return "accepted", ["parity holds; accuracy not measured"]
         return "unproven", ["quantized and accuracy not measured: give --eval with labels"]
     said = f"{metric.name} drops {metric.drop_pp:+.2f} pp, at most {metric.bound_pp:.2f} pp at 95 %"
-    enough = metric.name in ("top1", "top5") or metric.n >= limits.data.bootstrap_samples
+    paired = METRICS[metric.name].per_sample is not not_per_sample
+    enough = paired or metric.n >= limits.data.bootstrap_samples
     if metric.bound_pp <= budget and enough:
         return "accepted", [f"{said} (n = {metric.n}, budget {budget:g})"]
     if metric.drop_pp > budget and metric.low_pp > 0.0:

@@ -14,6 +14,8 @@ from edgekit.arrays import ArrayFileError, encode_npz, read_npz
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.manifest import GoldenTolerance
 from edgekit.metrics import both_classes, predicted_classes, scored_output
+from edgekit.parity import OutputPart, output_parts
+from edgekit.sequences import STEPS, run_sequence
 from edgekit.tensors import sample_shape
 
 if TYPE_CHECKING:
@@ -107,11 +109,13 @@ def choose_golden(
     seed: int = 0,
     count: int = 32,
     limit_bytes: int = 4 << 20,
+    state: Mapping[str, str] | None = None,
 ) -> GoldenSet:
     """Choose the samples that travel with the bundle.
 
     They are spread over the classes (over the output's range where there are none) and clear of ties where
-    the data allows. The first samples cover the most classes, since a boot runs only the first few.
+    the data allows. The first samples cover the most classes, since a boot runs only the first few. Of a model
+    with a state they are the first sequence, whole and in its order, since every step rests on those before.
 
     Args:
         inputs: Arrays by canonical name, [N, …].
@@ -122,6 +126,7 @@ def choose_golden(
         seed: Of the choice within a class.
         count: The most samples.
         limit_bytes: The most bytes of the encoded set; but four samples are always taken.
+        state: Input name to the output that it takes from the step before; None where there is none.
 
     Raises:
         UsageError: There are fewer than four samples with finite outputs.
@@ -129,15 +134,31 @@ def choose_golden(
     usable = np.flatnonzero(_finite_rows(outputs))
     if len(usable) < FEWEST:
         raise UsageError("too few samples for a golden set", got=len(usable), expected=f"at least {FEWEST}")
-    strata = _strata(outputs, labels, task, count)
-    if task == "classification":
-        usable = _clear_of_ties(margins(outputs), usable)
-    order = _round_robin(strata, usable, np.random.default_rng(seed))
+    # a sequence ends where an output is not finite: what follows has no state to start from
+    order = (
+        usable[usable == np.arange(len(usable))][:STEPS]
+        if state
+        else _spread(outputs, labels, task, count, usable, seed)
+    )
     everything = GoldenSet(dict(inputs), dict(outputs), origin)
     size = min(count, len(order))
     while size > FEWEST and len(encode_golden(everything.take(order[:size]))) > limit_bytes:
         size -= max(1, size // 8)
     return everything.take(order[: max(size, FEWEST)])
+
+
+def _spread(
+    outputs: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    task: str,
+    count: int,
+    usable: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """Return the usable samples, clear of ties, so that classes take turns."""
+    if task == "classification":
+        usable = _clear_of_ties(margins(outputs), usable)
+    return _round_robin(_strata(outputs, labels, task, count), usable, np.random.default_rng(seed))
 
 
 def _finite_rows(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -295,6 +316,7 @@ def run_golden(
     *,
     task: str,
     n: int | None = None,
+    state: Mapping[str, str] | None = None,
 ) -> GoldenOutcome:
     """Run the golden set, one sample at a time, and judge it.
 
@@ -304,10 +326,11 @@ def run_golden(
         tolerance: What the artifact must reach on all of it.
         task: The bundle's task.
         n: How many samples to run, the first ones; None for all.
+        state: The bundle's: samples are steps of one sequence then.
     """
     part = golden if n is None else golden.take(slice(0, n))
-    got = run_samples(session, part.inputs)
-    error, agreement = compare_outputs(part.outputs, got, task, ranges=_ranges(golden.outputs))
+    got = run_samples(session, part.inputs, state=state)
+    error, agreement = compare_outputs(part.outputs, got, task, ranges=_ranges(golden.outputs, task))
     # what may disagree on the whole set may do so in any part of it
     least = max(0, part.n - (golden.n - tolerance.min_agreement))
     return _judge(part.n, error, agreement, tolerance.max_error, least)
@@ -317,6 +340,7 @@ def run_samples(
     session: Session,
     inputs: Mapping[str, np.ndarray],
     progress: Callable[[str, int, int], None] | None = None,
+    state: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Run samples one at a time, as a device mostly does.
 
@@ -324,10 +348,13 @@ def run_samples(
         session: The artifact; where its batch is fixed at more than one, each sample is repeated to fill it.
         inputs: Arrays by canonical name, [N, …].
         progress: Is told (phrase, samples done, samples in all).
+        state: Input name to output name; the samples are then steps, as `edgekit.sequences` has them.
 
     Returns:
         Arrays by canonical name, [N, …].
     """
+    if state:
+        return run_sequence(session.run, inputs, state, session.inputs)
     n = len(next(iter(inputs.values())))
     rows = []
     for index in range(n):
@@ -371,12 +398,12 @@ def _judge(n: int, error: float, agreement: int | None, most: float, least: int)
     )
 
 
-def _ranges(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return each output's range; of a constant output, its size."""
+def _ranges(outputs: Mapping[str, np.ndarray], task: str) -> dict[OutputPart, float]:
+    """Return the range of each output, or of its parts where those differ in kind; of a constant one, its size."""
     found = {}
-    for name, array in outputs.items():
-        values = np.asarray(array, np.float64)
-        found[name] = float(np.ptp(values)) or max(float(np.abs(values).max()), 1e-12)
+    for part in output_parts(outputs, task):
+        values = np.asarray(part.of(outputs[part.output]), np.float64)
+        found[part] = float(np.ptp(values)) or max(float(np.abs(values).max()), 1e-12)
     return found
 
 
@@ -385,7 +412,7 @@ def compare_outputs(
     got: Mapping[str, np.ndarray],
     task: str,
     *,
-    ranges: Mapping[str, float] | None = None,
+    ranges: Mapping[OutputPart, float] | None = None,
 ) -> tuple[float, int | None]:
     """Compare outputs with the source's.
 
@@ -393,14 +420,14 @@ def compare_outputs(
         expected: The source's outputs, [N, …].
         got: The artifact's outputs, same names and shapes.
         task: The bundle's task.
-        ranges: Range of each output; None to take it from `expected`.
+        ranges: Range of each output or part of one; None to take it from `expected`.
 
     Returns:
         The largest absolute error as a fraction of the output's range, infinite where an output is missing,
         not finite or of another shape; and the number of samples with the source's class, None where the task
         has no classes.
     """
-    scale = ranges or _ranges(expected)
+    scale = ranges or _ranges(expected, task)
     error = max(_errors(expected, got, scale), default=0.0)
     if task != "classification":
         return error, None
@@ -411,15 +438,15 @@ def compare_outputs(
 
 
 def _errors(
-    expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], scale: Mapping[str, float]
+    expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], scale: Mapping[OutputPart, float]
 ) -> Iterator[float]:
-    for name, array in expected.items():
-        want = np.asarray(array, np.float64)
-        have = np.asarray(got[name], np.float64) if name in got else np.empty(0)
+    for part, size in scale.items():
+        want = np.asarray(expected[part.output], np.float64)
+        have = np.asarray(got[part.output], np.float64) if part.output in got else np.empty(0)
         if have.shape != want.shape or not np.isfinite(have).all():
             yield np.inf
         else:
-            yield float(np.abs(have - want).max(initial=0.0)) / scale[name]
+            yield float(np.abs(part.of(have) - part.of(want)).max(initial=0.0)) / size
 
 
 def tolerance_for(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,8 +18,10 @@ from edgekit.gate import (
     measure_parity,
 )
 from edgekit.manifest import CalibrationFit, GateResult, MetricEvidence
-from edgekit.metrics import predicted_classes
+from edgekit.metrics import detected_classes, predicted_classes
+from edgekit.postprocess import finish
 from edgekit.recipes import preference_for
+from edgekit.sequences import with_states
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from edgekit.data import Dataset
     from edgekit.devices import DeviceProfile, RuntimePreference
     from edgekit.factory import Factory
+    from edgekit.manifest import Option
     from edgekit.metrics import Metric
     from edgekit.tasks import Scored
 
@@ -60,15 +63,17 @@ class Examination:
         profile: The target.
         task: What the model does.
         policy: What the user asked of the gate.
-        parity: Inputs of the parity check, [N, …] by canonical name.
+        parity: Inputs of the parity check, [N, …] by canonical name, without the state.
         reference: The source's outputs on them.
         golden: Inputs of the golden set.
         calibration: None where there is none.
-        evaluation: Labelled; None where there is none.
+        evaluation: Labelled where the metric needs that; None where there is none.
         evaluated: The source's outputs on the evaluation inputs.
         metric: None without evaluation data.
         noise: The parity inputs are random: there was no data.
         seed: Of the bootstrap.
+        postprocess: The bundle's steps: metrics look at what they make of the outputs.
+        state: Input name to the output that it takes from the step before.
     """
 
     factory: Factory
@@ -84,6 +89,8 @@ class Examination:
     metric: Metric | None = None
     noise: bool = False
     seed: int = 0
+    postprocess: tuple[dict[str, Any], ...] = ()
+    state: Mapping[str, str] = field(default_factory=dict)
 
     def judge(self, converted: Converted, format_: str, precision: str, *, calibrated: bool) -> Judged:
         """Run an artifact and let the gate decide: parity exactly, the metric as the target's plan runs it.
@@ -102,8 +109,9 @@ class Examination:
         exact = dict(options)
         if format_ == "openvino":
             exact["INFERENCE_PRECISION_HINT"] = "f32"  # its CPU plugin computes in bfloat16 where it can
-        score = self.factory.score
-        answers, scored = score(converted, preference.runtime, 1, exact, self.parity, pairs=True)
+        answers, scored = self.factory.score(
+            converted, preference.runtime, 1, exact, self.parity, pairs=not self.state, state=self.state
+        )
         pairs = {k.removeprefix("pair:"): v for k, v in answers.items() if k.startswith("pair:")}
         parity = measure_parity(
             self.reference,
@@ -111,17 +119,12 @@ class Examination:
             argmax=self.task == "classification",
             targets=self.task == "regression",
             pairs=pairs or None,
+            task=self.task,
+            steps=self.postprocess,
         )
         if _in_half(preference, format_, precision):
-            parity = msgspec.structs.replace(parity, float_peak=self.factory.float_peak(self.parity))
-        measured, timed = score(
-            converted,
-            preference.runtime,
-            preference.threads,
-            options,
-            self._measured_inputs(),
-            timed_runs=_TIMED_RUNS,
-        )
+            parity = msgspec.structs.replace(parity, float_peak=self.factory.float_peak(self._single_steps()))
+        measured, timed = self._run_as_planned(converted, preference, options)
         gate = judge(
             precision,
             self.policy,
@@ -131,29 +134,61 @@ class Examination:
             calibration_fit=self._calibration_fit() if calibrated else (),
             noise=self.noise,
             lost=self._lost_classes(measured),
+            task=self.task,
         )
         # parity's own run proved the conversion; the timed one is what a device does
         scored = msgspec.structs.replace(scored, p50_ms=timed.p50_ms, placement=timed.placement)
         return Judged(gate, scored, measured)
 
-    def _measured_inputs(self) -> dict[str, np.ndarray]:
-        """Return the evaluation inputs with the golden ones behind them: one run under the plan's options."""
+    def _single_steps(self) -> dict[str, np.ndarray]:
+        """Return the parity inputs of every input: with the source's own state where there is one."""
+        return with_states(self.parity, self.reference, self.state)
+
+    def _run_as_planned(
+        self, converted: Converted, preference: RuntimePreference, options: Mapping[str, Option]
+    ) -> tuple[dict[str, np.ndarray], Scored]:
+        """Run the artifact under the plan's options on the evaluation inputs with the golden ones behind them.
+
+        Both start a sequence of their own where there is a state.
+        """
+        import numpy as np
+
+        runs = [
+            self.factory.score(
+                converted,
+                preference.runtime,
+                preference.threads,
+                options,
+                inputs,
+                timed_runs=timed_runs,
+                state=self.state,
+            )
+            for inputs, timed_runs in self._measured_inputs()
+        ]
+        answers = [run for run, _ in runs]
+        joined = {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
+        return joined, runs[-1][1]
+
+    def _measured_inputs(self) -> list[tuple[Mapping[str, np.ndarray], int]]:
+        """Return what is run, and how often the last of it is timed: in one go, but for sequences."""
         import numpy as np
 
         if self.evaluation is None:
-            return dict(self.golden)
-        return {k: np.concatenate([v, self.golden[k]]) for k, v in self.evaluation.inputs.items()}
+            return [(self.golden, _TIMED_RUNS)]
+        inputs = self.evaluation.inputs
+        if self.state:
+            return [(inputs, 0), (self.golden, _TIMED_RUNS)]
+        return [({k: np.concatenate([v, self.golden[k]]) for k, v in inputs.items()}, _TIMED_RUNS)]
 
     def _measure(self, measured: Mapping[str, np.ndarray]) -> MetricEvidence | None:
         if self.evaluation is None or self.metric is None or self.evaluated is None:
             return None
-        assert self.evaluation.labels is not None
         n = self.evaluation.n
         evidence: MetricEvidence = _rounded(
             measure_metric(
                 self.metric,
-                self.evaluated,
-                {k: v[:n] for k, v in measured.items()},
+                finish(self.postprocess, self.evaluated),
+                finish(self.postprocess, {k: v[:n] for k, v in measured.items()}),
                 self.evaluation.labels,
                 max_drop_pp=self.policy.max_drop_pp,
                 seed=self.seed,
@@ -162,14 +197,20 @@ class Examination:
         return evidence
 
     def _lost_classes(self, measured: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-        if self.task != "classification" or self.evaluation is None or self.evaluated is None:
+        """Return the classes that the artifact never answers, or never detects, though the source does."""
+        if self.evaluation is None or self.evaluated is None:
             return ()
-        n = self.evaluation.n
-        return lost_classes(
-            predicted_classes(self.evaluated),
-            predicted_classes({name: values[:n] for name, values in measured.items()}),
-            load_limits().data.lost_class_answers,
-        )
+        n, limits = self.evaluation.n, load_limits().data
+        theirs, ours = self.evaluated, {name: values[:n] for name, values in measured.items()}
+        if self.task == "classification":
+            return lost_classes(predicted_classes(theirs), predicted_classes(ours), limits.lost_class_answers)
+        if self.task == "detection" and self.metric is not None:
+            seen, left = (
+                detected_classes(finish(self.postprocess, outputs), limits.lost_class_score)
+                for outputs in (theirs, ours)
+            )
+            return lost_classes(seen, left, limits.lost_class_answers)
+        return ()
 
     def _calibration_fit(self) -> tuple[CalibrationFit, ...]:
         if self.calibration is None or self.evaluation is None:

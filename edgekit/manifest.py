@@ -98,6 +98,9 @@ class ParityEvidence(msgspec.Struct, frozen=True):
         constant: The artifact answers the same whatever goes in, while the source does not.
         float_peak: Largest absolute value inside the float network; measured where half precision must hold
             it. A host that computes float16 in float32 would not show an overflow in the outputs.
+        active_error: Of a detector: the median error of the scores where the source's say something.
+        cosine: Of an embedding: the cosine to the source's that all but one sample in twenty reach.
+        snr_db: Of generation: the signal-to-noise ratio against the source that all but one in twenty reach.
     """
 
     n: int
@@ -108,6 +111,9 @@ class ParityEvidence(msgspec.Struct, frozen=True):
     finite: bool = True
     constant: bool = False
     float_peak: float | None = None
+    active_error: float | None = None
+    cosine: float | None = None
+    snr_db: float | None = None
 
 
 class MetricEvidence(msgspec.Struct, frozen=True):
@@ -118,7 +124,8 @@ class MetricEvidence(msgspec.Struct, frozen=True):
         n: Samples.
         source: The source model's value (a fraction for shares).
         artifact: The artifact's value.
-        drop_pp: How much worse the artifact is, in percentage points (of the label range for errors).
+        drop_pp: How much worse the artifact is, in percentage points: of a share, of the labels' range for errors
+            in their units, half a decibel each for decibels (`edgekit.metrics.base.drop_in_points`).
         low_pp: One-sided 95 % lower bound of the drop, paired.
         bound_pp: One-sided 95 % upper bound of the drop, paired.
         needed_n: Samples that would decide, where this many do not; 0 where no number would.
@@ -232,7 +239,14 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """Everything a device must know about a bundle."""
+    """Everything a device must know about a bundle.
+
+    Attributes:
+        preprocess: How pictures become inputs.
+        postprocess: What the outputs mean: the steps of `edgekit.postprocess`.
+        state: Input name to the name of the output that it takes from the step before; empty where every sample
+            stands for itself.
+    """
 
     name: str
     version: int
@@ -250,6 +264,7 @@ class Manifest(msgspec.Struct, frozen=True):
     taps: tuple[str, ...] = ()
     edgekit: str = ""
     reference: str = "reference.json"
+    state: dict[str, str] = {}
     schema: int = SCHEMA
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekit.errors import EdgeKitError
 from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
+from edgekit.tensors import sample_shape
 from edgekit.timing import Conditions, Latency, Stability, is_settled, judge_stability, summarise
 
 __all__ = ["Failure", "Job", "Message", "Progress", "Sample", "measure"]
@@ -162,7 +163,12 @@ def _feed(job: Job) -> dict[str, np.ndarray]:
 
     assert job.files.golden is not None
     inputs = read_golden(job.files.golden, job.origin).inputs
-    return {
+    state = {  # the golden set holds no state: a sequence starts from zeros
+        spec.name: np.zeros(sample_shape(spec, job.batch), spec.dtype)
+        for spec in job.files.inputs
+        if spec.name not in inputs
+    }
+    return state | {
         name: np.ascontiguousarray(np.take(array_, np.arange(job.batch) % len(array_), axis=0))
         for name, array_ in inputs.items()
     }

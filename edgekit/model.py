@@ -137,7 +137,7 @@ class Model:
         sample = self._bundle.golden().take(slice(0, 1))
         with self.lock:
             for _ in range(runs):
-                run_samples(self.session, sample.inputs)
+                run_samples(self.session, sample.inputs, state=self.manifest.state)
 
     def golden_test(self, n: int | None = BOOT_SAMPLES) -> GoldenOutcome:
         """Run the bundle's golden set, unrecorded, and judge it by the tolerance set when it was made.
@@ -155,7 +155,14 @@ class Model:
             )
         golden = self._bundle.golden()
         with self.lock:
-            return run_golden(self.session, golden, tolerance, task=self.manifest.task, n=n)
+            return run_golden(
+                self.session,
+                golden,
+                tolerance,
+                task=self.manifest.task,
+                n=n,
+                state=self.manifest.state,
+            )
 
     def watch(self, recorder: Recorder, outbox: Outbox) -> None:
         """Record every inference from now on; the recorder and the outbox end with the model."""

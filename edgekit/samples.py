@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.golden import GoldenSet, choose_golden
+from edgekit.sequences import STEPS
 from edgekit.tensors import TensorSpec, sample_shape
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Samples:
 
     Attributes:
         parity: Arrays [N, …] by canonical name; the first `real` of them are the user's data.
+        state: Input name to output name; the rows are then steps of whole sequences.
         origin: `real` where any of the user's data is among them, else `synthetic`.
     """
 
@@ -36,6 +38,7 @@ class Samples:
     real: int
     evaluation: Dataset | None
     seed: int
+    state: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -66,7 +69,15 @@ class Samples:
         """
         if wanted == "synthetic" or not self.real:
             inputs = synthetic_inputs(self.specs, _GOLDEN_CANDIDATES, self.seed)
-            return choose_golden(inputs, run(inputs), None, task=task, origin="synthetic", seed=self.seed)
+            return choose_golden(
+                inputs,
+                run(inputs),
+                None,
+                task=task,
+                origin="synthetic",
+                seed=self.seed,
+                state=self.state,
+            )
         if self.evaluation is not None and evaluated is not None:
             return choose_golden(
                 self.evaluation.inputs,
@@ -75,6 +86,7 @@ class Samples:
                 task=task,
                 origin="real",
                 seed=self.seed,
+                state=self.state,
             )
         return choose_golden(
             {name: values[: self.real] for name, values in self.parity.items()},
@@ -83,6 +95,7 @@ class Samples:
             task=task,
             origin="real",
             seed=self.seed,
+            state=self.state,
         )
 
 
@@ -92,21 +105,27 @@ def gather_samples(
     evaluation: Dataset | None,
     limits: DataLimits,
     seed: int,
+    state: Mapping[str, str] | None = None,
 ) -> Samples:
     """Return the parity inputs: evenly spread evaluation data, else calibration data, else seeded noise.
 
-    Data of fewer than `limits.parity_samples` rows is filled up with seeded noise in its own range.
+    Data of fewer than `limits.parity_samples` rows is filled up with seeded noise in its own range. With a
+    `state`, `specs` are the inputs that it does not hold, and the rows are the first ones in their order: steps
+    of sequences.
     """
     data = evaluation or calibration
+    fed_back = dict(state or {})
     if data is None:
-        return Samples(tuple(specs), synthetic_inputs(specs, 2 * limits.parity_samples, seed), 0, None, seed)
-    rows = np.unique(np.linspace(0, data.n - 1, min(data.n, limits.parity_most)).astype(np.int64))
+        count = 2 * max(limits.parity_samples, STEPS)
+        return Samples(tuple(specs), synthetic_inputs(specs, count, seed), 0, None, seed, fed_back)
+    most = min(data.n, limits.parity_most)
+    rows = np.arange(most) if state else np.unique(np.linspace(0, data.n - 1, most).astype(np.int64))
     parity = {name: values[rows] for name, values in data.inputs.items()}
     missing = limits.parity_samples - len(rows)
     if missing > 0:
         noise = synthetic_inputs(specs, missing, seed, like=parity)
         parity = {name: np.concatenate([values, noise[name]]) for name, values in parity.items()}
-    return Samples(tuple(specs), parity, len(rows), evaluation, seed)
+    return Samples(tuple(specs), parity, len(rows), evaluation, seed, fed_back)
 
 
 def synthetic_inputs(

@@ -32,13 +32,17 @@ class Describe(msgspec.Struct, frozen=True, tag=True):
 
 
 class RunSource(msgspec.Struct, frozen=True, tag=True):
-    """Run a source in its own framework on `data` (npz by input name); outputs go to `out` (npz)."""
+    """Run a source in its own framework on `data` (npz by input name); outputs go to `out` (npz).
+
+    With a `state`, the rows are steps of `edgekit.sequences`, and the data has not the state's inputs.
+    """
 
     kind: str
     path: str
     data: str
     out: str
     options: SourceOptions = SourceOptions()
+    state: dict[str, str] = {}
 
 
 class Convert(msgspec.Struct, frozen=True, tag=True):
@@ -88,6 +92,7 @@ class Score(msgspec.Struct, frozen=True, tag=True):
         data: npz by canonical input name; outputs go to `out` as an npz by output name.
         pairs: Run the first two samples as one batch too, into `pair:<name>`.
         timed_runs: Runs to time on the first sample, after as many to warm up.
+        state: As in `RunSource`.
     """
 
     runtime: str
@@ -98,6 +103,7 @@ class Score(msgspec.Struct, frozen=True, tag=True):
     out: str
     pairs: bool = False
     timed_runs: int = 0
+    state: dict[str, str] = {}
 
 
 class FindPeak(msgspec.Struct, frozen=True, tag=True):

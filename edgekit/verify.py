@@ -48,5 +48,11 @@ def prove(
         tolerance = bundle.manifest.golden.tolerance.get(plan.artifact)
         if tolerance is None:
             raise InvalidFileError(f"manifest.json has no golden tolerance of {plan.artifact}")
-        outcome = run_golden(session, bundle.golden(), tolerance, task=bundle.manifest.task)
+        outcome = run_golden(
+            session,
+            bundle.golden(),
+            tolerance,
+            task=bundle.manifest.task,
+            state=bundle.manifest.state,
+        )
         return Proof(plan, dict(session.placement), outcome)

@@ -85,10 +85,16 @@ def _describe(task: Describe) -> Iterator[Answer]:
 def _run_source(task: RunSource) -> Iterator[Answer]:
     import numpy as np
 
+    from edgekit.sequences import run_sequence
     from edgekit.sources import open_source
 
     source = open_source(task.kind, Path(task.path), task.options)
     data = _arrays(task.data)
+    if task.state:
+        answers = run_sequence(source.run, data, task.state, source.inputs)
+        np.savez(task.out, **answers)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+        yield Answer()
+        return
     n = len(next(iter(data.values())))
     step = _BATCH if all(spec.shape[:1] == (-1,) for spec in source.inputs) else 1
     parts = [source.run({k: v[i : i + step] for k, v in data.items()}) for i in range(0, n, step)]
@@ -123,6 +129,8 @@ def _converter(name: str) -> Converter:
 def _score(task: Score) -> Iterator[Answer]:
     import numpy as np
 
+    from edgekit.sequences import initial_state, run_sequence
+
     artifact = task.artifact
     runtime = get_runtime(task.runtime)
     session = runtime.load(
@@ -138,11 +146,16 @@ def _score(task: Score) -> Iterator[Answer]:
     data = _arrays(task.data)
     pairs = task.pairs and all(spec.shape[:1] == (-1,) for spec in session.inputs)
     try:
-        answers = _one_by_one(session, data)
+        answers = (
+            run_sequence(session.run, data, task.state, session.inputs)
+            if task.state
+            else _one_by_one(session, data)
+        )
         if pairs:
             together = session.run({k: v[:2] for k, v in data.items()})
             answers.update({f"pair:{name}": np.array(value) for name, value in together.items()})
-        p50_ms = _time(session, {k: v[:1] for k, v in data.items()}, task.timed_runs)
+        first = {k: v[:1] for k, v in data.items()} | initial_state(session.inputs, task.state)
+        p50_ms = _time(session, first, task.timed_runs)
     except MachineError as error:  # the artifact's fault here, not the machine's: it cannot ship
         raise ConversionError(str(error)) from error
     np.savez(task.out, **answers)  # type: ignore[arg-type]  # numpy's stub takes the names for options

@@ -15,6 +15,7 @@ from edgekit.gate import (
     Limits,
     Policy,
     PrecisionLimits,
+    TaskLimits,
     compare_ranges,
     judge,
     load_limits,
@@ -70,8 +71,28 @@ def test_the_limits_are_those_that_the_documentation_states() -> None:
                 calibration_shift=0.25,
                 float16_most=65504.0,
                 lost_class_answers=3,
+                lost_class_score=0.3,
                 bootstrap_samples=100,
             ),
+            task={
+                "detection": {
+                    "int8-dynamic": TaskLimits(active_error=0.1),
+                    "int8": TaskLimits(active_error=0.1),
+                    "int16x8": TaskLimits(active_error=0.02),
+                },
+                "embedding": {
+                    "int8-dynamic": TaskLimits(p95_error=0.08, cosine=0.97),
+                    "int8": TaskLimits(p95_error=0.08, cosine=0.97),
+                    "int16x8": TaskLimits(cosine=0.999),
+                    "fp16": TaskLimits(cosine=0.999),
+                },
+                "generation": {
+                    "int8-dynamic": TaskLimits(snr_db=20.0),
+                    "int8": TaskLimits(snr_db=20.0),
+                    "int16x8": TaskLimits(snr_db=35.0),
+                    "fp16": TaskLimits(snr_db=40.0),
+                },
+            },
         )
         == LIMITS
     )
