@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.data import Dataset, class_labels, read_data
-from edgekit.errors import RefusedError
+from edgekit.errors import RefusedError, UsageError
 from edgekit.golden import run_samples
 from edgekit.local import session_here
-from edgekit.metrics import Metric, confusion_matrix, get_metric, predicted_classes, scored_output
+from edgekit.metrics import (
+    METRICS,
+    Metric,
+    confusion_matrix,
+    get_metric,
+    predicted_classes,
+    resampler,
+    scored_output,
+)
+from edgekit.postprocess import finish
+from edgekit.sequences import driven_inputs
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
@@ -106,23 +116,31 @@ def evaluate(
         progress: Is told (phrase, samples done, samples in all).
 
     Raises:
-        UsageError: The metric does not fit the task, or the data not the model.
+        UsageError: The metric does not fit the task or needs the source model, or the data does not fit the model.
         RefusedError: An output is not finite.
     """
-    chosen = get_metric(metric, bundle.manifest.task)
+    manifest = bundle.manifest
+    chosen = get_metric(metric, manifest.task)
+    if chosen.target == "source":
+        raise UsageError(
+            f"{chosen.name} compares with the source model, which is not in a bundle",
+            expected="another --metric: "
+            + ", ".join(m.name for m in METRICS.values() if manifest.task in m.tasks and m != chosen),
+        )
     with session_here(
         bundle, device=device, runtime=runtime, artifact=artifact, allow_fallback=allow_fallback
     ) as (plan, session):
         dataset = read_data(
             data,
-            session.inputs,
-            preprocess=bundle.manifest.preprocess,
+            driven_inputs(session.inputs, manifest.state),
+            preprocess=manifest.preprocess,
             label_column=label_column,
             need_labels=True,
-            class_names=bundle.manifest.labels,
+            class_names=manifest.labels,
         )
-        outputs = run_samples(session, dataset.inputs, progress)
-    return score(chosen, outputs, dataset, bundle.manifest.labels, plan)
+        outputs = run_samples(session, dataset.inputs, progress, manifest.state)
+    _refuse_non_finite(outputs, plan)
+    return score(chosen, finish(manifest.postprocess, outputs), dataset, manifest.labels, plan)
 
 
 def score(
@@ -132,7 +150,7 @@ def score(
 
     Args:
         metric: What to score.
-        outputs: By name, float [N, …].
+        outputs: By name, float [N, …], after the bundle's postprocessing.
         data: The labelled data.
         names: The model's class names, where it has any.
         plan: How the outputs came about.
@@ -203,10 +221,8 @@ def bootstrap_interval(
     Source: B. Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979), 1-26.
     """
     random = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        index = random.integers(0, len(labels), len(labels))
-        values.append(metric.value({name: array[index] for name, array in outputs.items()}, labels[index]))
+    n, value_of = len(labels), resampler(metric, outputs, labels)
+    values = [value_of(random.integers(0, n, n)) for _ in range(resamples)]
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 

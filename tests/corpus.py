@@ -53,12 +53,50 @@ def reference_cnn() -> ReferenceCnn:
     folder = corpus_folder() / f"cnn-{_digest('corpus.py', 'train_cnn.py')}"
     with made_once(folder) as unfinished:
         if unfinished is not None:
-            _train(unfinished)
+            _train("train_cnn.py", unfinished)
     return ReferenceCnn(
         model=folder / "digits.keras",
         calibration=folder / "calibration.npz",
         evaluation=folder / "eval.npz",
         noisy=folder / "noisy.npz",
+        labels=folder / "labels.txt",
+    )
+
+
+@dataclass(frozen=True)
+class ReferenceDetector:
+    """The detector of the examples, trained on digits placed on canvases, and the data that came with it.
+
+    Attributes:
+        model: `detector.keras`; input `image` float32 [N, 96, 96, 1] in [0, 1], outputs `boxes` [N, 432, 4] and
+            `scores` [N, 432, 10].
+        calibration: 200 canvases of training digits.
+        evaluation: 500 canvases of digits held out; labels under `y`, float32 [500, 4, 5].
+        preprocess: How pictures go in and boxes come out: `[[preprocess]]` and `[[postprocess]]`.
+        labels: One class name a line.
+    """
+
+    model: Path
+    calibration: Path
+    evaluation: Path
+    preprocess: Path
+    labels: Path
+
+
+@cache
+def reference_detector() -> ReferenceDetector:
+    """Return the detector; the first call in a checkout trains it, the others wait for that."""
+    if not EXAMPLES.is_dir():
+        pytest.skip("the detector is trained by examples/, which is not beside these tests")
+    folder = corpus_folder() / f"detector-{_digest('corpus.py', 'train_detector.py')}"
+    with made_once(folder) as unfinished:
+        if unfinished is not None:
+            _train("train_detector.py", unfinished)
+    return ReferenceDetector(
+        model=folder / "detector.keras",
+        calibration=folder / "calibration.npz",
+        evaluation=folder / "eval.npz",
+        preprocess=folder / "preprocess.toml",
         labels=folder / "labels.txt",
     )
 
@@ -87,8 +125,8 @@ def _digest(*scripts: str) -> str:
     return hashlib.sha256(b"".join((EXAMPLES / name).read_bytes() for name in scripts)).hexdigest()[:12]
 
 
-def _train(folder: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "train_cnn.py"), str(folder)]
+def _train(script: str, folder: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / script), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.fail(f"training the reference CNN failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        pytest.fail(f"{script} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
