@@ -15,10 +15,10 @@ export EDGEKIT_CLIENTS_PYTHON := $(CURDIR)/$(CLIENTS_BIN)/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench mutants soak wheel docs locks clean require-python
+.PHONY: help setup demo test check bench conversion-table mutants soak wheel docs locks clean require-python
 
 help:  ## This list
-	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/ready .venv-tflite-runtime/ready .venv-clients/ready  ## The three environments, made once (about 3 GB)
 
@@ -40,7 +40,10 @@ check: setup  ## Lint, types, links, package list, documentation
 	$(BIN)/python -m pytest -q tests/test_packaging.py tests/test_docs.py
 
 bench: setup  ## Measurements, side by side; nothing here passes or fails
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	set -e; for script in $(filter-out benchmarks/conversion_table.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+conversion-table: setup  ## docs/conversion-table.md: every model, format and precision (hours; goes on where it was stopped)
+	$(BIN)/python benchmarks/conversion_table.py --write
 
 mutants: setup  ## Mutation scores of the core modules (under 30 minutes; MODULES="edgekit/gate.py …")
 	$(BIN)/python .ci/mutants.py $(MODULES)

@@ -31,12 +31,14 @@ from edgekit.gate import Policy, load_limits
 from edgekit.judging import Examination
 from edgekit.making import Bench, Kept, make_all
 from edgekit.manifest import Artifact, Plan, Recipe, SourceInfo
-from edgekit.metrics import Metric, get_metric, infer_task, scored_output
+from edgekit.metrics import Metric, get_metric, infer_task, labels_needed, scored_output
+from edgekit.postprocess import check_postprocess
 from edgekit.process import WorkerLimits
 from edgekit.recipes import Wanted, check_formats, check_recipes, wanted_artifacts
 from edgekit.report import Row, write_report
 from edgekit.routes import converters, start_of
 from edgekit.samples import gather_samples
+from edgekit.sequences import check_state, driven_inputs, with_states
 from edgekit.sources import SourceOptions, check_options, hash_source, identify
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class ConvertRequest:
     policy: Policy = field(default_factory=Policy)
     allow_unproven: bool = False
     preprocess: tuple[dict[str, Any], ...] = ()
+    postprocess: tuple[dict[str, Any], ...] = ()
+    state: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     golden: str = "real"
     name: str | None = None
@@ -222,16 +226,23 @@ class _Conversion:
         elif request.source_options.requantize:
             raise UsageError("--requantize means nothing: the source is not quantized", hint="Leave it out.")
         check_recipes(request.recipes, wanted, start_of(self.kind))
+        check_postprocess(request.postprocess, self.source.outputs)
+        check_state(request.state, self.source.inputs, self.source.outputs)
         self.calibration = self._read(request.calibration, "calibration data")
-        self.stored = (
-            self.factory.store_calibration(self.calibration.inputs) if self.calibration is not None else None
+        self.evaluation = self._read(
+            request.evaluation, "evaluation data", labels=labels_needed(request.metric, request.task)
         )
-        self.evaluation = self._read(request.evaluation, "evaluation data", labels=True)
         self.samples = gather_samples(
-            self.source.inputs, self.calibration, self.evaluation, load_limits().data, request.seed
+            driven_inputs(self.source.inputs, request.state),
+            self.calibration,
+            self.evaluation,
+            load_limits().data,
+            request.seed,
+            request.state,
         )
         self._say_what_was_not_measured()
         self._run_source()
+        self.stored = self._store_calibration()
         outcomes = make_all(self._bench(), wanted)
         self.rows = {name: outcome.row for name, outcome in outcomes.items()}
         self.made = {name: o.kept for name, o in outcomes.items() if o.kept is not None}
@@ -252,7 +263,8 @@ class _Conversion:
         )
 
     def _bench(self) -> Bench:
-        few = {name: values[:_LAYER_SAMPLES] for name, values in self.samples.parity.items()}
+        whole = with_states(self.samples.parity, self.reference, self.request.state)
+        few = {name: values[:_LAYER_SAMPLES] for name, values in whole.items()}
         return Bench(
             factory=self.factory,
             examination=self.examination,
@@ -267,13 +279,27 @@ class _Conversion:
             progress=self.progress,
         )
 
+    def _store_calibration(self) -> Path | None:
+        """Give the converters the calibration data, with the state that the source reaches on it."""
+        if self.calibration is None:
+            return None
+        inputs, state = self.calibration.inputs, self.request.state
+        if state:
+            inputs = with_states(inputs, self._answers(inputs), state)
+        return self.factory.store_calibration(inputs)
+
+    def _answers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the source's outputs, in its own framework."""
+        request = self.request
+        return self.factory.run_source(self.kind, request.model, inputs, request.state)
+
     def _read(self, path: Path | None, what: str, *, labels: bool = False) -> Dataset | None:
         if path is None:
             return None
         request = self.request
         return read_data(
             path,
-            self.source.inputs,
+            driven_inputs(self.source.inputs, request.state),
             preprocess=request.preprocess,
             label_column=request.label_column if labels or _has_columns(path) else None,
             need_labels=labels,
@@ -290,17 +316,12 @@ class _Conversion:
     def _run_source(self) -> None:
         """Get the source's answers on the parity inputs, the evaluation inputs and the golden inputs."""
         self.progress("running the source model", 0, 1)
-        run = self.factory.run_source
-        self.reference = run(self.kind, self.request.model, self.samples.parity)
+        self.reference = self._answers(self.samples.parity)
         _check_finite(self.reference)
         self.task = self.request.task or self._infer_task()
         self._check_class_names()
         self.metric = self._metric()
-        self.evaluated = (
-            run(self.kind, self.request.model, self.evaluation.inputs)
-            if self.evaluation is not None
-            else None
-        )
+        self.evaluated = self._answers(self.evaluation.inputs) if self.evaluation is not None else None
         _check_finite(self.evaluated or {})
         self._say_what_is_odd()
         self.golden = self.samples.choose_golden(
@@ -308,7 +329,7 @@ class _Conversion:
             self.task,
             self.reference,
             self.evaluated,
-            lambda inputs: run(self.kind, self.request.model, inputs),
+            self._answers,
         )
         self.examination = Examination(
             factory=self.factory,
@@ -324,11 +345,14 @@ class _Conversion:
             metric=self.metric,
             noise=self.samples.origin == "synthetic",
             seed=self.request.seed,
+            postprocess=self.request.postprocess,
+            state=self.request.state,
         )
 
     def _infer_task(self) -> str:
         """Return what the model seems to do, and say so."""
-        task = infer_task(self.reference, self.evaluation.labels if self.evaluation is not None else None)
+        labels = self.evaluation.labels if self.evaluation is not None else None
+        task = infer_task(self.reference, labels, self.request.postprocess)
         self.notes.append(f"task: {task} (inferred; --task says otherwise)")
         return task
 
@@ -428,6 +452,8 @@ class _Conversion:
             evaluated=evaluation.n if evaluation is not None else 0,
             class_names=request.labels or names,
             preprocess=request.preprocess,
+            postprocess=request.postprocess,
+            state=request.state,
         )
 
     def refusal(self) -> EdgeKitError | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
-_TASKS = ("classification", "regression", "embedding", "segmentation", "generation", "other")
+_TASKS = ("classification", "detection", "segmentation", "regression", "embedding", "generation", "other")
 
 
 @click.command()
@@ -42,13 +42,13 @@ _TASKS = ("classification", "regression", "embedding", "segmentation", "generati
     "precisions",
     multiple=True,
     metavar="PRECISION",
-    help="Exactly this precision (fp32, fp16, int8-dynamic, int8); may be repeated. What is named must pass.",
+    help="Exactly this precision (fp32, fp16, int8-dynamic, int8, int16x8); may be repeated. What is named must pass.",
 )
 @click.option("--task", type=click.Choice(_TASKS), help="What the model does; inferred where it can be.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Typical inputs for static int8: .npz, .npy, .csv or a folder of images.",
+    help="Typical inputs for static int8 and int16x8: .npz, .npy, .csv or a folder of images.",
 )
 @click.option(
     "--eval",
@@ -72,7 +72,14 @@ _TASKS = ("classification", "regression", "embedding", "segmentation", "generati
 @click.option(
     "--preprocess",
     type=click.Path(path_type=Path),
-    help="A TOML file that says how pictures become inputs: docs/data.md has its fields.",
+    help="A TOML file that says how data becomes inputs, and what outputs mean: docs/data.md has its fields.",
+)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    metavar="INPUT=OUTPUT",
+    help="An input that takes an output of the step before; rows of data are then consecutive steps.",
 )
 @click.option(
     "--labels", type=click.Path(path_type=Path), help="Class names, one a line, in the model's order."
@@ -180,6 +187,7 @@ def _show(
 def _request(
     *,
     preprocess: Path | None,
+    states: tuple[str, ...],
     labels: Path | None,
     max_drop: float,
     min_metric: float | None,
@@ -197,6 +205,7 @@ def _request(
     from edgekit.convert import ConvertRequest
     from edgekit.data import read_preprocess
     from edgekit.gate import Policy
+    from edgekit.postprocess import read_postprocess
     from edgekit.process import WorkerLimits
     from edgekit.recipes import read_recipes
     from edgekit.sources import SourceOptions
@@ -204,6 +213,8 @@ def _request(
     return ConvertRequest(
         policy=Policy(max_drop, min_metric, strict),
         preprocess=read_preprocess(preprocess) if preprocess else (),
+        postprocess=read_postprocess(preprocess) if preprocess else (),
+        state=dict(_state(text) for text in states),
         labels=_read_labels(labels) if labels else (),
         recipes=read_recipes(recipe_file) if recipe_file else {},
         limits=WorkerLimits(time_limit, memory_limit),
@@ -231,6 +242,15 @@ def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:
             "--input-shape is malformed", got=repr(text), expected="NAME=1,28,28,1, -1 where free"
         )
     return name, shape
+
+
+def _state(text: str) -> tuple[str, str]:
+    from edgekit.errors import UsageError
+
+    name, separator, origin = text.partition("=")
+    if not (separator and name and origin):
+        raise UsageError("--state is malformed", got=repr(text), expected="INPUT=OUTPUT")
+    return name, origin
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
