@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.models import build
 from tests.models.build import DataFiles
 from tests.models.fetch import fetch
+from tests.models.pipelines import PIPELINES
 
 __all__ = ["LIGHT_NETS", "Model", "model", "models"]
 
@@ -26,7 +28,6 @@ class Model:
         kind: Of source, as `edgekit.sources.identify` names it.
         task: As `edgekit convert --task` takes it.
         make: Returns the model's file or folder and its data; fetches and builds what is missing.
-        options: More words for `edgekit convert`.
         quantized: The precision that the source itself computes in, where that is not float: its own answers are
             that coarse, so whatever is made of it is compared at that precision's limits.
         soak: Whether getting it takes more than 20 MB of download or 20 s.
@@ -36,7 +37,6 @@ class Model:
     kind: str
     task: str
     make: Callable[[], tuple[Path, DataFiles]] = field(repr=False)
-    options: tuple[str, ...] = ()
     quantized: str = ""
     soak: bool = False
 
@@ -60,6 +60,11 @@ class Model:
         """Whole feeds along the first axis: `.npz`; only for models whose inputs share no batch axis."""
         return _made(self)[1].steps
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """More words for `edgekit convert`: an input's shape, a preprocessing file."""
+        return _made(self)[1].options
+
 
 @cache
 def _made(entry: Model) -> tuple[Path, DataFiles]:
@@ -79,8 +84,12 @@ LIGHT_NETS = {
     "zfnet512": "gpu_0/data_0",
 }
 
-_PITCH = Path("basic_pitch/saved_models/icassp_2022")
-_VOICE = Path("silero_vad/data")
+#: D5, one network in three kinds of file, with what each calls its input.
+_PITCH_FILES = (
+    ("d5-savedmodel", "savedmodel", "nmp", "input_2"),
+    ("d5-tflite", "tflite", "nmp.tflite", "input_2"),
+    ("d5-onnx", "onnx", "nmp.onnx", "serving_default_input_2:0"),
+)
 #: D6's ONNX files, by what the table calls them.
 _VOICE_FILES = {
     "d6": "silero_vad.onnx",
@@ -91,11 +100,11 @@ _VOICE_FILES = {
     "d6-openvino": "silero_vad_openvino_16k.onnx",
 }
 #: D11's files, with the height and width of the lines they get.
-_READER_FILES = {
-    "d11-det": ("ch_PP-OCRv4_det_infer.onnx", 160, 320),
-    "d11-rec": ("ch_PP-OCRv4_rec_infer.onnx", 48, 320),
-    "d11-cls": ("ch_ppocr_mobile_v2.0_cls_infer.onnx", 48, 192),
-}
+_READER_FILES = (
+    ("d11-det", "ch_PP-OCRv4_det_infer.onnx", "other", 160, 320),
+    ("d11-rec", "ch_PP-OCRv4_rec_infer.onnx", "other", 48, 320),
+    ("d11-cls", "ch_ppocr_mobile_v2.0_cls_infer.onnx", "classification", 48, 192),
+)
 
 
 def models() -> list[Model]:
@@ -120,10 +129,8 @@ def _all() -> dict[str, Model]:
 
 
 def _digits() -> Iterator[Model]:
-    from tests.models import build
-
     yield Model("reference-cnn", "keras", "classification", _reference_cnn)
-    yield Model("d2", "pt2", "classification", lambda: (build.digit_program(), build.digit_data()))
+    yield Model("d2", "pt2", "classification", _digit_program)
     yield Model("detector", "keras", "detection", _detector, soak=True)
 
 
@@ -134,89 +141,93 @@ def _reference_cnn() -> tuple[Path, DataFiles]:
     return cnn.model, DataFiles(cnn.calibration, cnn.evaluation)
 
 
-def _detector() -> tuple[Path, DataFiles]:
-    import tests.corpus
+def _digit_program() -> tuple[Path, DataFiles]:
+    return build.digit_program(), build.digit_data()
 
-    detector = tests.corpus.reference_detector()
-    return detector.model, DataFiles(detector.calibration, detector.evaluation)
+
+def _detector() -> tuple[Path, DataFiles]:
+    from tests.corpus import reference_detector
+
+    detector = reference_detector()
+    options = ("--preprocess", str(detector.preprocess), "--labels", str(detector.labels))
+    return detector.model, DataFiles(detector.calibration, detector.evaluation, options=options)
 
 
 def _fetched() -> Iterator[Model]:
-    from tests.models import build, sentiment
+    from tests.models import sentiment
 
-    emotions = ("emotion_model.hdf5", "input_1", "d4-h5", "h5"), (
-        "emotion_model_quantized.tflite", "x", "d4-tflite", "tflite",
-    )  # fmt: skip
-    for file, name, id_, kind in emotions:
-        yield Model(
-            id_, kind, "classification",
-            lambda file=file, name=name: (fetch("D4") / "fer" / "data" / file, build.emotion_data(name)),
-            quantized="int8-dynamic" if kind == "tflite" else "",
-        )  # fmt: skip
-    pitches = {
-        "d5-savedmodel": ("nmp", "input_2", "savedmodel"),
-        "d5-tflite": ("nmp.tflite", "input_2", "tflite"),
-        "d5-onnx": ("nmp.onnx", "serving_default_input_2:0", "onnx"),
-    }
-    for id_, (file, name, kind) in pitches.items():
-        yield Model(
-            id_,
-            kind,
-            "other",
-            lambda file=file, name=name: (fetch("D5") / _PITCH / file, build.note_data(name)),
-        )
+    yield Model("d4-h5", "h5", "classification", partial(_emotion, "emotion_model.hdf5", "input_1"))
+    yield Model(
+        "d4-tflite",
+        "tflite",
+        "classification",
+        partial(_emotion, "emotion_model_quantized.tflite", "x"),
+        quantized="int8-dynamic",
+    )
+    for id_, kind, file, name in _PITCH_FILES:
+        yield Model(id_, kind, "other", partial(_pitch, file, name))
     yield Model("d7", "onnx", "classification", _file_types)
-    yield Model("d8", "onnx", "other", lambda: (sentiment.encoder(), sentiment.encoder_data()), soak=True)
+    yield Model("d8", "onnx", "other", _encoder, soak=True)
     yield Model("d8-sentiment", "onnx", "classification", sentiment.sentiment, soak=True)
-    for id_, (file, height, width) in _READER_FILES.items():
-        yield Model(
-            id_, "onnx", "classification" if id_ == "d11-cls" else "other",
-            lambda file=file, height=height, width=width: (
-                fetch("D11") / "rapidocr_onnxruntime" / "models" / file, build.text_data(height, width)
-            ),
-        )  # fmt: skip
-    yield Model("d12", "keras", "other", lambda: (build.sleep_model(), build.sleep_data()))
+    for id_, file, task, height, width in _READER_FILES:
+        yield Model(id_, "onnx", task, partial(_reader, file, height, width))
+    yield Model("d12", "keras", "other", _sleep)
+
+
+def _emotion(file: str, name: str) -> tuple[Path, DataFiles]:
+    return fetch("D4") / "fer" / "data" / file, build.emotion_data(name)
+
+
+def _pitch(file: str, name: str) -> tuple[Path, DataFiles]:
+    return fetch("D5") / "basic_pitch" / "saved_models" / "icassp_2022" / file, build.note_data(name)
 
 
 def _file_types() -> tuple[Path, DataFiles]:
-    from tests.models import build
-
     return fetch("D7") / "magika" / "models" / "standard_v3_3" / "model.onnx", build.file_type_data()
 
 
+def _encoder() -> tuple[Path, DataFiles]:
+    from tests.models import sentiment
+
+    return sentiment.encoder(), sentiment.encoder_data()
+
+
+def _reader(file: str, height: int, width: int) -> tuple[Path, DataFiles]:
+    return fetch("D11") / "rapidocr_onnxruntime" / "models" / file, build.text_data(height, width)
+
+
+def _sleep() -> tuple[Path, DataFiles]:
+    return build.sleep_model(), build.sleep_data()
+
+
 def _voices() -> Iterator[Model]:
-    from tests.models import build
-
-    def make(file: str) -> tuple[Path, DataFiles]:
-        path = fetch("D6") / _VOICE / file
-        return path, build.speech_data(path)
-
     for id_, file in _VOICE_FILES.items():
-        yield Model(id_, "onnx", "other", lambda file=file: make(file))
-    yield Model(
-        "d6-jit", "torchscript", "other",
-        lambda: (build.voice_script(), build.pulse_data()),
-        options=("--input-shape", "input_0=1,512"),
-    )  # fmt: skip
+        yield Model(id_, "onnx", "other", partial(_voice, file))
+    yield Model("d6-jit", "torchscript", "other", _voice_script)
+
+
+def _voice(file: str) -> tuple[Path, DataFiles]:
+    path = fetch("D6") / "silero_vad" / "data" / file
+    return path, build.speech_data(path)
+
+
+def _voice_script() -> tuple[Path, DataFiles]:
+    return build.voice_script(), build.pulse_data()
 
 
 def _lights() -> Iterator[Model]:
-    from tests.models import build
-
-    def make(net: str, name: str) -> tuple[Path, DataFiles]:
-        spec = find_spec("onnx")
-        assert spec is not None
-        assert spec.origin is not None
-        folder = Path(spec.origin).parent / "backend" / "test" / "data" / "light"
-        return folder / f"light_{net}.onnx", build.light_net_data(name)
-
     for net, name in LIGHT_NETS.items():
-        yield Model(f"light-{net}", "onnx", "other", lambda net=net, name=name: make(net, name))
+        yield Model(f"light-{net}", "onnx", "other", partial(_light, net, name))
+
+
+def _light(net: str, name: str) -> tuple[Path, DataFiles]:
+    spec = find_spec("onnx")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "backend" / "test" / "data" / "light"
+    return folder / f"light_{net}.onnx", build.light_net_data(name)
 
 
 def _pipelines() -> Iterator[Model]:
-    from tests.models import build
-    from tests.models.pipelines import PIPELINES
-
     for name, pipeline in PIPELINES.items():
-        yield Model(name, "sklearn", pipeline.task, lambda name=name: build.pipeline_files(name))
+        yield Model(name, "sklearn", pipeline.task, partial(build.pipeline_files, name))

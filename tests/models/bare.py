@@ -74,29 +74,32 @@ def run_bare(entry: Model, format_: str, precision: str) -> BareResult:
     feeds = feeds_of(entry)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        made = _make(
-            entry, format_, precision, feeds.calibration or _example(entry, feeds.comparison), folder
-        )
-        numbers = {"time_s": made.time_s, "peak_mib": made.peak_mib}
-        if made.result["status"] != "made":
-            return BareResult(made.result["status"], made.result["reason"], **numbers)
-        file = Path(made.result["file"])
-        size = sum(f.stat().st_size for f in _files(file, format_))
+        calibration = feeds.calibration or _example(entry, feeds.comparison)
+        child = _make(entry, format_, precision, calibration, folder)
+        made = BareResult(child.result["status"], child.result["reason"], child.time_s, child.peak_mib)
+        if made.verdict != "made":
+            return made
+        file = Path(child.result["file"])
+        made = dataclasses.replace(made, size_bytes=sum(f.stat().st_size for f in _files(file, format_)))
         source, answers = _answers(entry, feeds.comparison), folder / "answers.npz"
-        ran = _run(f"made-{format_}", file, feeds.comparison, answers, folder)
-        if ran.result["status"] != "ran":
-            reason = f"made, but does not run: {ran.result['reason']}"
-            return BareResult("failed", reason, **numbers, size_bytes=size)
-        found = judge(
-            _load(source),
-            _load(answers),
-            entry.quantized or precision,
-            classes=entry.task == "classification",
-            labels=feeds.labels,
-        )
-    return BareResult(
-        "right" if found.right else "wrong", found.reason, **numbers, size_bytes=size, judgement=found
-    )
+        ran = _run(f"made-{format_}", file, feeds.comparison, answers, folder).result
+        if ran["status"] != "ran":
+            reason = f"made, but does not run: {ran['reason']}"
+            return dataclasses.replace(made, verdict="failed", reason=reason)
+        found = _judge(entry, _load(source), _load(answers), precision, feeds.labels)
+    verdict = "right" if found.right else "wrong"
+    return dataclasses.replace(made, verdict=verdict, reason=found.reason, judgement=found)
+
+
+def _judge(
+    entry: Model,
+    source: list[np.ndarray],
+    answers: list[np.ndarray],
+    precision: str,
+    labels: np.ndarray | None,
+) -> Judgement:
+    of_classes = entry.task == "classification"
+    return judge(source, answers, entry.quantized or precision, classes=of_classes, labels=labels)
 
 
 def _example(entry: Model, comparison: list[Feed]) -> list[Feed]:

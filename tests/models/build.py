@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ __all__ = [
     "file_type_data",
     "note_data",
     "pipeline_files",
+    "save_arrays",
     "sleep_data",
     "sleep_model",
     "speech_data",
@@ -47,11 +48,13 @@ class DataFiles:
         calibration: Typical inputs, without labels, batch first; None where the inputs have no common batch axis.
         evaluation: With labels under `y`; None where there are no labels.
         steps: Whole feeds, one along the first axis of each array, for models whose inputs do not batch.
+        options: More words for `edgekit convert`.
     """
 
     calibration: Path | None
     evaluation: Path | None = None
     steps: Path | None = None
+    options: tuple[str, ...] = ()
 
 
 def built(name: str, make: Callable[[Path], None], *modules: str) -> Path:
@@ -62,6 +65,11 @@ def built(name: str, make: Callable[[Path], None], *modules: str) -> Path:
         if unfinished is not None:
             make(unfinished)
     return folder
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an `.npz`."""
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
 
 
 # Digits
@@ -118,7 +126,7 @@ def emotion_data(name: str) -> DataFiles:
 
     def make(folder: Path) -> None:
         crops = np.load(fetch("D15") / "skimage" / "data" / "lfw_subset.npy", allow_pickle=False)[:100]
-        np.savez(folder / "calibration.npz", **{name: samples.faces(crops, 64)})
+        save_arrays(folder / "calibration.npz", {name: samples.faces(crops, 64)})
 
     return _unlabelled(built(f"faces-{name}", make, "build", "samples"))
 
@@ -127,7 +135,7 @@ def note_data(name: str) -> DataFiles:
     """Return 40 clips of two seconds for D5, whose input is called `name`."""
 
     def make(folder: Path) -> None:
-        np.savez(folder / "calibration.npz", **{name: samples.notes(40, 43844, 22050, 5)})
+        save_arrays(folder / "calibration.npz", {name: samples.notes(40, 43844, 22050, 5)})
 
     return _unlabelled(
         built(f"notes-{hashlib.sha256(name.encode()).hexdigest()[:6]}", make, "build", "samples")
@@ -165,7 +173,7 @@ def light_net_data(name: str) -> DataFiles:
 
     def make(folder: Path) -> None:
         noise = np.random.default_rng(14).normal(0, 1, (32, 3, 224, 224)).astype(np.float32)
-        np.savez(folder / "calibration.npz", **{name: noise})
+        save_arrays(folder / "calibration.npz", {name: noise})
 
     return _unlabelled(built(f"noise-{name.replace('/', '-')}", make, "build"))
 
@@ -196,7 +204,7 @@ def speech_data(model: Path, rate_hz: int = 16000) -> DataFiles:
     """Return 40 feeds for one of D6's ONNX files, each with the state that the step before left."""
 
     def make(folder: Path) -> None:
-        np.savez(folder / "steps.npz", **_steps(model, rate_hz))
+        save_arrays(folder / "steps.npz", _steps(model, rate_hz))
 
     return DataFiles(None, None, built(f"speech-{model.stem}", make, "build", "samples") / "steps.npz")
 
@@ -237,7 +245,8 @@ def pulse_data() -> DataFiles:
         windows = samples.speech_windows(40, 512, 16000, 6)[:, np.newaxis]
         np.savez(folder / "steps.npz", input_0=windows, input_1=np.full(40, 16000, np.int64))
 
-    return DataFiles(None, None, built("speech-jit", make, "build", "samples") / "steps.npz")
+    steps = built("speech-jit", make, "build", "samples") / "steps.npz"
+    return DataFiles(None, None, steps, ("--input-shape", "input_0=1,512"))
 
 
 # Pipelines

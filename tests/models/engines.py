@@ -126,7 +126,8 @@ def _encode(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     if not scale or array.dtype.kind != "f":
         return array
     limits = np.iinfo(detail["dtype"])
-    return np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
+    encoded: np.ndarray = np.clip(np.round(array / scale) + zero, limits.min, limits.max)
+    return encoded.astype(detail["dtype"])
 
 
 def _decode(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def export(package: Path, out: Path) -> None:
@@ -21,7 +22,7 @@ def export(package: Path, out: Path) -> None:
     torch.export.save(program, out)
 
 
-def load(package: Path):
+def load(package: Path) -> Any:
     """Return the network with its weights, in evaluation mode."""
     import torch
 

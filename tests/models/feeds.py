@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.models import Model
+from tests.models.build import save_arrays
 
 __all__ = ["Feed", "Feeds", "feeds_of", "load_feeds", "save_feeds"]
 
@@ -65,7 +66,7 @@ def _single(arrays: dict[str, np.ndarray], most: int) -> list[Feed]:
 def save_feeds(path: Path, feeds: list[Feed]) -> None:
     """Write feeds for a child; every feed has the same names and shapes."""
     names = feeds[0] if feeds else {}
-    np.savez(path, **{name: np.stack([feed[name] for feed in feeds]) for name in names})
+    save_arrays(path, {name: np.stack([feed[name] for feed in feeds]) for name in names})
 
 
 def load_feeds(path: Path) -> list[Feed]:

@@ -125,7 +125,8 @@ def _distance(want: np.ndarray, got: np.ndarray) -> float:
 
 def _errors(want: np.ndarray, got: np.ndarray) -> np.ndarray:
     span = float(want.max() - want.min()) or float(np.abs(want).max()) or 1.0
-    return np.abs(want - got) / span
+    errors: np.ndarray = np.abs(want - got) / span
+    return errors
 
 
 def _class_numbers(

@@ -60,9 +60,9 @@ def notes(n: int, length: int, rate_hz: int, seed: int) -> np.ndarray:
             for harmonic in range(1, 5):
                 clip[:] += loudness / harmonic * np.sin(2 * np.pi * pitch_hz * harmonic * after_s)
     clips += rng.normal(0, 1e-3, clips.shape)
-    return (clips / np.maximum(1, np.abs(clips).max(axis=1, keepdims=True))).astype(np.float32)[
-        ..., np.newaxis
-    ]
+    loudest = np.maximum(1, np.abs(clips).max(axis=1, keepdims=True))
+    scaled: np.ndarray = (clips / loudest).astype(np.float32)
+    return scaled[..., np.newaxis]
 
 
 def speech_windows(n: int, length: int, rate_hz: int, seed: int) -> np.ndarray:
@@ -80,7 +80,7 @@ def speech_windows(n: int, length: int, rate_hz: int, seed: int) -> np.ndarray:
             away = (harmonic * 120 - formant_hz) / 150
             signal += weight / (1 + away**2) * np.sin(harmonic * phase)
     syllables = np.clip(np.sin(2 * np.pi * 3 * time_s), 0, None) * (np.sin(2 * np.pi * 0.4 * time_s) > 0)
-    spoken = 0.5 * signal / np.abs(signal).max() * syllables + rng.normal(0, 1e-3, len(signal))
+    spoken: np.ndarray = 0.5 * signal / np.abs(signal).max() * syllables + rng.normal(0, 1e-3, len(signal))
     return spoken.reshape(n, length).astype(np.float32)
 
 

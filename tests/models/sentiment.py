@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.models.build import DataFiles, built
+from tests.models.build import DataFiles, built, save_arrays
 from tests.models.fetch import fetch
 
 __all__ = ["INPUTS", "LENGTH", "encoder", "encoder_data", "sentiment"]
@@ -22,6 +22,8 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 #: Tokens of a tweet; longer ones are cut, shorter ones padded.
 LENGTH = 64
 _HELD_OUT, _CALIBRATION = 1000, 200
+#: Mean rating, of -4 to 4, beyond which people call a tweet good or bad.
+_CLEAR = 0.5
 #: Regularisation of the ridge head.
 _ALPHA = 10.0
 
@@ -50,20 +52,21 @@ def _make(folder: Path) -> None:
     train = {name: tokens[_HELD_OUT:] for name, tokens in feed.items()}
     weights, bias = _ridge(_embed(train), good[_HELD_OUT:])
     _write_model(folder / "sentiment.onnx", weights, bias)
-    np.savez(folder / "calibration.npz", **{name: tokens[:_CALIBRATION] for name, tokens in train.items()})
+    save_arrays(folder / "calibration.npz", {name: tokens[:_CALIBRATION] for name, tokens in train.items()})
     held = {name: tokens[:_HELD_OUT] for name, tokens in feed.items()}
-    np.savez(folder / "eval.npz", **held, y=good[:_HELD_OUT].astype(np.int64))
+    save_arrays(folder / "eval.npz", {**held, "y": good[:_HELD_OUT].astype(np.int64)})
 
 
 def _tweets() -> tuple[list[str], np.ndarray]:
-    """Return the tweets that people rated other than 0, and whether each was rated good, bool [N]."""
+    """Return the tweets that people rated clearly, and whether each was rated good, bool [N]."""
     sdist = fetch("D10") / "vaderSentiment-3.3.2" / "additional_resources" / "hutto_ICWSM_2014.tar.gz"
     with tarfile.open(sdist) as archive:
         stream = archive.extractfile("hutto_ICWSM_2014/tweets_GroundTruth.txt")
         assert stream is not None
         rows = [line.split("\t", 2) for line in stream.read().decode("utf-8", "replace").splitlines() if line]
-    rated = [(html.unescape(text), float(rating)) for _, rating, text in rows if float(rating)]
-    return [text for text, _ in rated], np.array([rating > 0 for _, rating in rated])
+    rated = [(html.unescape(text), float(rating)) for _, rating, text in rows]
+    clear = [(text, rating) for text, rating in rated if abs(rating) > _CLEAR]
+    return [text for text, _ in clear], np.array([rating > 0 for _, rating in clear])
 
 
 def _tokenise(texts: list[str]) -> dict[str, np.ndarray]:
