@@ -131,15 +131,16 @@ def measure_parity(
         for part in output_parts(reference, task, steps)
     ]
     active = [m.active for m in measured if m.active is not None]
+    more = _by_task(task, reference, outputs, steps)
     return ParityEvidence(
         n=n,
         max_error=max(m.biggest for m in measured),
         p95_error=max(m.p95 for m in measured),
-        argmax_agreement=_agreement(reference, outputs) if argmax else None,
+        argmax_agreement=_agreement(reference, outputs) if argmax else more.pop("argmax_agreement", None),
         batch2_error=max(m.batch2 for m in measured) if pairs is not None else None,
         constant=any(m.constant for m in measured),
         active_error=max(active) if active else None,
-        **_by_task(task, reference, outputs, steps),
+        **more,
     )
 
 

@@ -14,12 +14,14 @@ from edgekit.data import read_data
 from edgekit.errors import UsageError
 from edgekit.golden import run_samples
 from edgekit.images import SUFFIXES, read_image
-from edgekit.metrics import both_classes, scored_output
+from edgekit.metrics import both_classes, detections_in, scored_output
+from edgekit.postprocess import detections
+from edgekit.sequences import driven_inputs
 
 if TYPE_CHECKING:
     from edgekit.model import Model
 
-__all__ = ["Guess", "predict_file", "read_input", "top_classes"]
+__all__ = ["Found", "Guess", "found_objects", "predict_file", "read_input", "top_classes"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,23 @@ class Guess:
     index: int
     label: str
     score: float | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object that a detector found.
+
+    Attributes:
+        index: Its class.
+        label: The class's name; the index in digits where the bundle names no classes.
+        score: How sure the model is, 0 to 1.
+        box: x1, y1, x2, y2 in pixels of the model's picture.
+    """
+
+    index: int
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
 
 
 def predict_file(
@@ -53,11 +72,12 @@ def predict_file(
         label_column: A column of a `.csv` that is no feature, and left out.
 
     Returns:
-        Arrays by output name, [N, …].
+        Arrays by output name, [N, …], as the model gives them. Of a model with a state, samples are consecutive
+        steps, see `edgekit.sequences`.
     """
     inputs = read_input(model, Path(path), label_column)
     with model.lock:
-        return run_samples(model.session, inputs, progress)
+        return run_samples(model.session, inputs, progress, model.manifest.state)
 
 
 def read_input(model: Model, path: Path, label_column: str | None = None) -> dict[str, np.ndarray]:
@@ -72,16 +92,17 @@ def read_input(model: Model, path: Path, label_column: str | None = None) -> dic
         UsageError: It is not there, or does not fit; the message names the array, sample, row or file.
     """
     manifest = model.manifest
+    inputs = driven_inputs(model.inputs, manifest.state)
     if path.suffix.lower() in SUFFIXES and not path.is_dir() and label_column is None:
-        if len(model.inputs) != 1:
+        if len(inputs) != 1:
             raise UsageError(
-                f"{path} is one picture, {model.name} takes {len(model.inputs)} inputs", hint="Give an .npz."
+                f"{path} is one picture, {model.name} takes {len(inputs)} inputs", hint="Give an .npz."
             )
-        spec = model.inputs[0]
+        spec = inputs[0]
         return {spec.name: read_image(path, spec, manifest.preprocess)}
     data = read_data(
         path,
-        model.inputs,
+        inputs,
         preprocess=manifest.preprocess,
         label_column=label_column,
         what="input data",
@@ -112,6 +133,22 @@ def top_classes(
     return [
         tuple(Guess(int(c), _label(labels, int(c)), float(row[c])) for c in best)
         for row, best in zip(table, order, strict=True)
+    ]
+
+
+def found_objects(outputs: Mapping[str, np.ndarray], labels: Sequence[str]) -> list[tuple[Found, ...]]:
+    """Return the objects in each sample, the surest first.
+
+    Args:
+        outputs: After the bundle's postprocessing, with `detections`, float [N, K, 6].
+        labels: Class names; empty where the bundle has none.
+
+    Raises:
+        UsageError: The outputs hold no detections.
+    """
+    return [
+        tuple(Found(one.index, _label(labels, one.index), one.score, one.box) for one in sample)
+        for sample in detections(detections_in(outputs))
     ]
 
 

@@ -28,7 +28,7 @@ _MOST_CLASSES = 20
 @click.option(
     "--metric",
     metavar="NAME",
-    help="top1, top5, macro_f1, macro_recall, mae, rmse or r2; by default the task's own.",
+    help="top1, macro_f1, roc_auc, mae, map, miou, recall@1, psnr, …: docs/metrics.md; by default the task's own.",
 )
 @click.option("--device", metavar="ID", help="Go by this device profile instead of the detected device.")
 @click.option("--runtime", metavar="RUNTIME", help="Use this runtime: litert, onnxruntime, openvino, null.")

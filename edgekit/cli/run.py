@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekit.model import Model
-    from edgekit.predict import Guess
+    from edgekit.predict import Found, Guess
+
+    Predictions = Sequence[tuple[Guess, ...]] | Sequence[tuple[Found, ...]] | None
 
 __all__ = ["run"]
 
@@ -38,7 +40,9 @@ _MOST_VALUES = 16
     "--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to show for each sample."
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Write all outputs to this .npz, by their names."
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write all outputs to this .npz, by their names, and what postprocessing adds.",
 )
 @click.option("--overwrite", is_flag=True, help="Let --output replace a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -60,17 +64,25 @@ def run(
     """
     from edgekit.cli.output import progress_bar
     from edgekit.model import load
-    from edgekit.predict import predict_file, top_classes
+    from edgekit.postprocess import finish
+    from edgekit.predict import found_objects, predict_file, top_classes
 
     _check_output(output, overwrite)
     with load(path, monitor=False, **options) as model:
         with progress_bar("running", quiet=as_json) as progress:
             outputs = predict_file(model, data, progress, label_column=label_column)
         task, labels = model.manifest.task, model.manifest.labels
-        classes = top_classes(outputs, labels, top) if task == "classification" else None
+        meant = finish(model.manifest.postprocess, outputs)
+        classes = top_classes(meant, labels, top) if task == "classification" else None
+        found = found_objects(meant, labels) if "detections" in meant else None
         if output is not None:
-            _write(output, outputs, overwrite)
-        (_print_json if as_json else _print_text)(model, outputs, classes)
+            _write(output, {**meant, **outputs}, overwrite)
+        if as_json:
+            _print_json(model, meant, classes or found)
+        elif found is not None:
+            _print_found(model, found)
+        else:
+            _print_text(model, meant, classes)
     if output is not None and not as_json:
         click.echo(f"wrote {output}")
 
@@ -97,9 +109,7 @@ def _write(output: Path, outputs: Mapping[str, np.ndarray], overwrite: bool) -> 
         temporary.write_bytes(encode_npz(outputs))
 
 
-def _print_json(
-    model: Model, outputs: Mapping[str, np.ndarray], classes: Sequence[tuple[Guess, ...]] | None
-) -> None:
+def _print_json(model: Model, outputs: Mapping[str, np.ndarray], predictions: Predictions) -> None:
     import dataclasses
 
     import msgspec
@@ -116,8 +126,8 @@ def _print_json(
             "n": len(next(iter(outputs.values()))),
             "outputs": {name: [str(a.dtype), *a.shape] for name, a in outputs.items()},
             "predictions": None
-            if classes is None
-            else [[dataclasses.asdict(guess) for guess in guesses] for guesses in classes],
+            if predictions is None
+            else [[dataclasses.asdict(one) for one in sample] for sample in predictions],
         }
     )
 
@@ -139,6 +149,20 @@ def _print_text(
         print_table("", ("sample", "output", "shape", "values"), rows)
     if n > _MOST_ROWS:
         click.secho(f"and {n - _MOST_ROWS} samples more: see --json and --output", dim=True)
+
+
+def _print_found(model: Model, found: Sequence[tuple[Found, ...]]) -> None:
+    from edgekit.cli.output import print_table
+
+    _print_plan(model)
+    rows = [
+        (str(i), one.label, f"{one.score:.4f}", " ".join(f"{side:.1f}" for side in one.box))
+        for i, sample in enumerate(found[:_MOST_ROWS])
+        for one in sample
+    ]
+    print_table("", ("sample", "class", "score", "box x1 y1 x2 y2"), rows)
+    if len(found) > _MOST_ROWS:
+        click.secho(f"and {len(found) - _MOST_ROWS} samples more: see --json and --output", dim=True)
 
 
 def _print_plan(model: Model) -> None:

@@ -1,0 +1,201 @@
+"""Parity of each task: what shares a range, and what is measured beside the errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit.gate import Policy, judge, load_limits, measure_parity
+from edgekit.manifest import GateResult, ParityEvidence
+from edgekit.parity import OutputPart, output_parts
+
+pytestmark = pytest.mark.device
+
+RANDOM = np.random.default_rng(0)
+N, A = 32, 50
+
+
+def verdict(task: str, seen: ParityEvidence, precision: str = "int8") -> GateResult:
+    return judge(precision, Policy(), load_limits(), parity=seen, task=task)
+
+
+def quantized(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Return values as an int8 tensor with the range of `like` holds them."""
+    scale = float(np.ptp(like)) / 255.0
+    return np.rint(values / scale) * scale
+
+
+def scores_of_a_detector() -> np.ndarray:
+    """Return sigmoid scores: nearly all empty, a few objects in each picture."""
+    scores = 0.001 * RANDOM.random((N, A, 3))
+    for row in scores:
+        for _ in range(3):
+            row[RANDOM.integers(A), RANDOM.integers(3)] = 0.5 + 0.5 * RANDOM.random()
+    return scores
+
+
+BOXES = RANDOM.random((N, A, 4)) * 640.0
+SCORES = scores_of_a_detector()
+STEP: dict[str, Any] = {"kind": "boxes", "boxes": "y", "scores": "y", "coding": "xyxy", "size": [640, 640]}
+
+
+# What shares a range
+
+
+def names(outputs: dict[str, np.ndarray], steps: tuple[dict[str, Any], ...] = ()) -> list[tuple[Any, ...]]:
+    return [(p.output, p.kind, p.axis, p.first, p.last) for p in output_parts(outputs, "detection", steps)]
+
+
+def test_only_a_detector_has_parts() -> None:
+    assert output_parts({"y": np.zeros((2, 9, 7))}, "classification") == [OutputPart("y")]
+
+
+def test_boxes_and_scores_by_name_or_by_their_columns() -> None:
+    apart = {"b": BOXES, "s": SCORES, "count": np.zeros((N, 1), np.int64)}
+    assert names(apart, (STEP | {"boxes": "b", "scores": "s"},)) == [
+        ("b", "boxes", -1, 0, None),
+        ("s", "scores", -1, 0, None),
+        ("count", "", -1, 0, None),
+    ]
+    assert [kind for _, kind, *_ in names(apart)] == ["boxes", "scores", ""]
+    swapped = (STEP | {"boxes": "s", "scores": "b"},)
+    assert [kind for _, kind, *_ in names(apart, swapped)] == ["scores", "boxes", ""]
+
+
+def test_one_output_falls_into_its_columns() -> None:
+    parts = [("boxes", 0, 4), ("scores", 4, 5), ("scores", 5, None)]
+    last = {"y": np.zeros((2, 50, 9))}
+    first = {"y": np.zeros((2, 9, 50))}
+    assert names(last) == names(last, (STEP,)) == [("y", kind, 2, a, b) for kind, a, b in parts]
+    assert names(first) == [("y", kind, 1, a, b) for kind, a, b in parts]
+    assert names(first, (STEP | {"transposed": True},)) == names(first)
+    assert names({"y": np.zeros((2, 50, 5))}, (STEP,)) == [("y", "boxes", 2, 0, 4), ("y", "scores", 2, 4, 5)]
+    assert names({"y": np.zeros((2, 50, 5))}) == [("y", "scores", -1, 0, None)]
+
+
+def test_a_part_is_cut_along_its_axis() -> None:
+    array = np.arange(2 * 6 * 3).reshape(2, 6, 3)
+    assert np.array_equal(OutputPart("y", "boxes", 1, 0, 4).of(array), array[:, :4])
+    assert np.array_equal(OutputPart("y", "scores", 1, 4).of(array), array[:, 4:])
+    assert np.array_equal(OutputPart("y", "scores", 2, 1, 2).of(array), array[:, :, 1:2])
+    assert OutputPart("y").of(array) is array
+
+
+# Detection
+
+
+@pytest.mark.parametrize("steps", [(), (STEP,)])
+def test_scores_crushed_by_the_scale_of_boxes_are_refused(steps: tuple[dict[str, Any], ...]) -> None:
+    """Boxes up to 640 give a step of 2.5: every score becomes 0, and the error is 0.16 % of the output's range."""
+    both = np.concatenate([BOXES, SCORES], axis=-1)
+    one, crushed = {"y": both}, {"y": quantized(both, both)}
+    assert not crushed["y"][..., 4:].any()
+    blind = measure_parity(one, crushed, argmax=False)
+    assert blind.max_error < 0.005
+    assert not blind.constant
+    assert verdict("", blind).verdict == "unproven"
+    seen = measure_parity(one, crushed, argmax=False, task="detection", steps=steps)
+    assert seen.constant
+    result = verdict("detection", seen)
+    assert result.verdict == "refused"
+    assert any("scores that say something" in reason for reason in result.reasons)
+
+
+def test_scores_that_keep_a_trace_are_refused_too() -> None:
+    """Boxes up to 4 wide give a step of 0.4 or so: scores become 0 or 0.4 or 0.8, and most were 0 anyway."""
+    boxes = BOXES / 640.0 * 100.0
+    both = np.concatenate([boxes, SCORES], axis=-1)
+    seen = measure_parity({"y": both}, {"y": quantized(both, both)}, argmax=False, task="detection")
+    assert not seen.constant
+    assert seen.p95_error < 0.05
+    assert seen.active_error is not None
+    assert seen.active_error > 0.1
+    assert verdict("detection", seen).verdict == "refused"
+
+
+def test_scores_with_a_scale_of_their_own_hold() -> None:
+    reference = {"b": BOXES, "s": SCORES}
+    got = {"b": quantized(BOXES, BOXES), "s": quantized(SCORES, SCORES)}
+    seen = measure_parity(reference, got, argmax=False, task="detection")
+    assert seen.active_error is not None
+    assert seen.active_error < 0.002
+    assert verdict("detection", seen).verdict == "unproven"  # no metric here, and nothing against it
+
+
+def test_the_error_of_scores_is_the_median_of_those_that_say_something() -> None:
+    scores = np.zeros((4, 10, 1))
+    scores[:, 0, 0] = [0.3, 0.8, 0.9, 1.0]  # beyond a quarter of the range
+    scores[:, 1, 0] = 0.2  # within it
+    got = scores - np.where(scores > 0, np.array([0.3, 0.1, 0.2, 0.4])[:, None, None], 0.0)
+    seen = measure_parity({"b": np.zeros((4, 10, 4)), "s": scores}, {"b": np.zeros((4, 10, 4)), "s": got},
+                          argmax=False, task="detection")  # fmt: skip
+    assert seen.active_error == pytest.approx(0.25)
+    silent = measure_parity(
+        {"s": np.zeros((4, 10, 3))}, {"s": np.zeros((4, 10, 3))}, argmax=False, task="detection"
+    )
+    assert silent.active_error == 0.0
+
+
+def test_a_batch_of_two_is_measured_by_parts() -> None:
+    both = np.concatenate([BOXES, SCORES], axis=-1)
+    pair = both[:2].copy()
+    pair[0, 0, 4] += 0.5
+    seen = measure_parity({"y": both}, {"y": both}, argmax=False, task="detection", pairs={"y": pair})
+    assert seen.batch2_error is not None
+    assert seen.batch2_error > 0.4
+    other = measure_parity(
+        {"y": both}, {"y": both}, argmax=False, task="detection", pairs={"y": both[:2, :, :4]}
+    )
+    assert other.batch2_error == 1.0
+
+
+# Embedding, generation, segmentation
+
+
+def test_an_embedding_is_judged_by_its_angle() -> None:
+    want = RANDOM.normal(size=(40, 64))
+    noise = RANDOM.normal(size=(40, 64))
+    same = measure_parity({"y": want}, {"y": want}, argmax=False, task="embedding")
+    assert same.cosine == pytest.approx(1.0)
+    assert verdict("embedding", same).verdict == "unproven"
+    bad = measure_parity({"y": want}, {"y": want + 0.5 * noise}, argmax=False, task="embedding")
+    assert bad.cosine is not None
+    assert 0.8 < bad.cosine < 0.93
+    reasons = verdict("embedding", bad).reasons
+    assert any(
+        "the cosine to the source's embedding is" in reason and "limit 0.97" in reason for reason in reasons
+    )
+
+
+def test_a_signal_is_judged_by_its_noise() -> None:
+    want = RANDOM.normal(size=(40, 64))
+    noise = RANDOM.normal(size=(40, 64))
+    fine = measure_parity({"y": want}, {"y": want + 0.03 * noise}, argmax=False, task="generation")
+    assert fine.snr_db is not None
+    assert fine.snr_db == pytest.approx(30.0, abs=2.0)
+    assert verdict("generation", fine).verdict == "unproven"
+    assert verdict("generation", fine, "int16x8").verdict == "refused"
+    bad = measure_parity({"y": want}, {"y": want + 0.2 * noise}, argmax=False, task="generation")
+    assert any(
+        reason.startswith("the signal-to-noise ratio") for reason in verdict("generation", bad).reasons
+    )
+
+
+def test_masks_agree_by_the_pixel() -> None:
+    scores = RANDOM.normal(size=(32, 8, 8, 3))
+    got = scores.copy()
+    got[:16, 0, 0] += [9.0, 0.0, 0.0]
+    seen = measure_parity({"y": scores}, {"y": got}, argmax=False, task="segmentation")
+    flipped = (scores[:16, 0, 0].argmax(-1) != 0).sum()
+    assert seen.argmax_agreement == pytest.approx(1.0 - flipped / scores[..., 0].size)
+    steps = ({"kind": "argmax", "output": "y", "axis": -1},)
+    assert measure_parity({"y": scores}, {"y": got}, argmax=False, task="segmentation", steps=steps) == seen
+    low = verdict("segmentation", ParityEvidence(n=32, max_error=0.0, p95_error=0.0, argmax_agreement=0.9))
+    assert low.reasons == ("argmax agrees on 90.0% of pixels, limit 97%",)
+
+
+def test_nothing_of_another_task_is_measured() -> None:
+    seen = measure_parity({"y": np.eye(3)}, {"y": np.eye(3)}, argmax=True)
+    assert (seen.active_error, seen.cosine, seen.snr_db) == (None, None, None)
