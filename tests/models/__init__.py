@@ -130,7 +130,7 @@ def _all() -> dict[str, Model]:
 
 def _digits() -> Iterator[Model]:
     yield Model("reference-cnn", "keras", "classification", _reference_cnn)
-    yield Model("d2", "pt2", "classification", _digit_program)
+    yield Model("d2", "torch-export", "classification", _digit_program)
     yield Model("detector", "keras", "detection", _detector, soak=True)
 
 
@@ -156,7 +156,7 @@ def _detector() -> tuple[Path, DataFiles]:
 def _fetched() -> Iterator[Model]:
     from tests.models import sentiment
 
-    yield Model("d4-h5", "h5", "classification", partial(_emotion, "emotion_model.hdf5", "input_1"))
+    yield Model("d4-h5", "keras2", "classification", partial(_emotion, "emotion_model.hdf5", "input_1"))
     yield Model(
         "d4-tflite",
         "tflite",

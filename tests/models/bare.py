@@ -27,7 +27,7 @@ from tests.models.build import built
 from tests.models.feeds import Feed, feeds_of, save_feeds
 from tests.models.judging import Judgement, judge
 
-__all__ = ["BareResult", "Child", "run_bare", "run_child"]
+__all__ = ["BareResult", "Child", "judge_file", "run_bare", "run_child"]
 
 TIME_LIMIT_S = 300.0
 MEMORY_LIMIT_BYTES = 12 << 30
@@ -80,26 +80,36 @@ def run_bare(entry: Model, format_: str, precision: str) -> BareResult:
         if made.verdict != "made":
             return made
         file = Path(child.result["file"])
-        made = dataclasses.replace(made, size_bytes=sum(f.stat().st_size for f in _files(file, format_)))
-        source, answers = _answers(entry, feeds.comparison), folder / "answers.npz"
-        ran = _run(f"made-{format_}", file, feeds.comparison, answers, folder).result
+        judged = judge_file(entry, format_, precision, file)
+        return dataclasses.replace(judged, time_s=made.time_s, peak_mib=made.peak_mib)
+
+
+def judge_file(entry: Model, format_: str, precision: str, file: Path) -> BareResult:
+    """Compare the answers of an artifact, whoever made it, with the source's; time and memory are left at 0.
+
+    Args:
+        entry: The model that it was made of.
+        format_: The artifact's.
+        precision: Whose limits apply.
+        file: The artifact; of OpenVINO's two files the `.xml`.
+    """
+    feeds = feeds_of(entry)
+    size = sum(part.stat().st_size for part in _files(file, format_))
+    source = _load(_answers(entry, feeds.comparison))
+    with tempfile.TemporaryDirectory() as scratch:
+        answers = Path(scratch) / "answers.npz"
+        ran = _run(f"made-{format_}", file, feeds.comparison, answers, Path(scratch)).result
         if ran["status"] != "ran":
-            reason = f"made, but does not run: {ran['reason']}"
-            return dataclasses.replace(made, verdict="failed", reason=reason)
-        found = _judge(entry, _load(source), _load(answers), precision, feeds.labels)
+            return BareResult("failed", f"made, but does not run: {ran['reason']}", size_bytes=size)
+        found = judge(
+            source,
+            _load(answers),
+            entry.quantized or precision,
+            classes=entry.task == "classification",
+            labels=feeds.labels,
+        )
     verdict = "right" if found.right else "wrong"
-    return dataclasses.replace(made, verdict=verdict, reason=found.reason, judgement=found)
-
-
-def _judge(
-    entry: Model,
-    source: list[np.ndarray],
-    answers: list[np.ndarray],
-    precision: str,
-    labels: np.ndarray | None,
-) -> Judgement:
-    of_classes = entry.task == "classification"
-    return judge(source, answers, entry.quantized or precision, classes=of_classes, labels=labels)
+    return BareResult(verdict, found.reason, size_bytes=size, judgement=found)
 
 
 def _example(entry: Model, comparison: list[Feed]) -> list[Feed]:

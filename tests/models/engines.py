@@ -197,11 +197,11 @@ def _sklearn(path: Path) -> Run:
 #: Kind of source to what opens it.
 SOURCES = {
     "keras": _keras,
-    "h5": _keras2,
+    "keras2": _keras2,
     "savedmodel": _saved_model,
     "onnx": _onnx,
     "tflite": _tflite,
-    "pt2": _torch_export,
+    "torch-export": _torch_export,
     "torchscript": _torch_script,
     "sklearn": _sklearn,
 }
