@@ -27,7 +27,7 @@ from edgekit.routes import Route, converters, find_routes
 from edgekit.runtimes import ModelFiles, SessionOptions, get_runtime
 from edgekit.samples import gather_samples
 from edgekit.sequences import check_state, driven_inputs, run_sequence, with_states
-from tests.corpus import reference_detector
+from tests.corpus import reference_cnn, reference_detector
 
 pytestmark = pytest.mark.convert
 
@@ -112,6 +112,7 @@ class Study:
 @contextmanager
 def opened_factory(scratch: Path) -> Iterator[Factory]:
     """Give a factory, which is for one source: it keeps what it made on the way."""
+    scratch.mkdir(exist_ok=True)
     factory = Factory(scratch, WorkerLimits(), 1)
     try:
         yield factory
@@ -371,3 +372,126 @@ def test_static_int8_of_a_stateful_model_calibrates_on_the_states_it_meets(seque
     assert parity.p95_error <= 0.05, judged.gate
     assert parity.snr_db is not None
     assert parity.snr_db > 10.0
+
+
+# Embedding, segmentation, generation
+
+
+def convolutions(path: Path, task: str) -> Path:
+    """Save a small network with fixed random weights: 28 × 28 pictures in, what the task wants out."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(1)
+
+    def weights(*shape: int) -> np.ndarray:
+        values: np.ndarray = random.normal(size=shape) * np.sqrt(2.0 / np.prod(shape[1:]))
+        return values.astype(np.float32)
+
+    pads = [1, 1, 1, 1]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], pads=pads, kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+    ]
+    constants = {"w1": weights(8, 1, 3, 3)}
+    ends: dict[str, tuple[list[int], list[Any]]] = {
+        "embedding": (
+            [16],
+            [
+                helper.make_node("Conv", ["r1", "w2"], ["c2"], strides=[2, 2], kernel_shape=[3, 3]),
+                helper.make_node("Relu", ["c2"], ["r2"]),
+                helper.make_node("Flatten", ["r2"], ["flat"]),
+                helper.make_node("MatMul", ["flat", "w3"], ["y"]),
+            ],
+        ),
+        "segmentation": (
+            [3, 28, 28],
+            [helper.make_node("Conv", ["r1", "w4", "b4"], ["y"], pads=pads, kernel_shape=[3, 3])],
+        ),
+        "generation": (
+            [1, 28, 28],
+            [helper.make_node("Conv", ["r1", "w5"], ["y"], pads=pads, kernel_shape=[3, 3])],
+        ),
+    }
+    shape, more = ends[task]
+    every = {"w2": weights(16, 8, 3, 3), "w3": weights(16, 16 * 13 * 13).T.copy(), "w4": weights(3, 8, 3, 3),
+        "b4": np.array([0.5, 0.0, -0.5], np.float32),  # empty pixels must not be a tie
+             "w5": weights(1, 8, 3, 3)}  # fmt: skip
+    used = {name for node in more for name in node.input}
+    constants |= {name: value for name, value in every.items() if name in used}
+    graph = helper.make_graph(
+        nodes + more,
+        task,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 28, 28])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", *shape])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    with np.load(reference_cnn().evaluation) as file:
+        images, classes = np.moveaxis(file["image"], -1, 1), file["y"]
+    return images[:400], classes[:400]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "labelled"),
+    [
+        ("embedding", "cosine", False),
+        ("embedding", "recall@1", True),
+        ("segmentation", "miou", True),
+        ("generation", "psnr", False),
+        ("generation", "ssim", False),
+        ("generation", "snr", True),
+    ],
+)
+def test_other_tasks_at_float_and_int8(task: str, metric: str, labelled: bool, tmp_path: Path) -> None:
+    images, classes = digits()
+    path = convolutions(tmp_path / "net.onnx", task)
+    with opened_factory(tmp_path / "factory") as factory:
+        targets = factory.run_source("onnx", path, {"x": images})["y"]
+        labels = {
+            "embedding": classes,
+            "segmentation": targets.argmax(axis=1) if targets.ndim == 4 else None,
+            "generation": targets + np.random.default_rng(0).normal(0, 0.1, targets.shape),
+        }[task]
+        study = Study(
+            factory,
+            "onnx",
+            path,
+            task,
+            Dataset({"x": images}, labels if labelled else None, (), "eval.npz"),
+            Dataset({"x": images[:100]}, None, (), "calibration.npz"),
+            metric=metric,
+        )
+        for precision in ("fp32", "int8"):
+            judged = study.judge("onnx", precision)
+            assert judged.gate.verdict == "accepted", judged.gate
+            seen = judged.gate.metric
+            assert seen is not None
+            assert seen.name == metric
+            assert seen.drop_pp <= (0.01 if precision == "fp32" else 1.0)
+        flat = replace_file(
+            study.make("onnx", "fp32"), convolutions_without_weights(path, tmp_path / "dead.onnx")
+        )
+        dead = study.examination.judge(flat, "onnx", "int8", calibrated=False)
+        assert dead.gate.verdict == "refused"
+
+
+def convolutions_without_weights(path: Path, out: Path) -> Path:
+    """Save the network with half of its first filters at zero."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "w1":
+            values = numpy_helper.to_array(tensor).copy()
+            values[::2] = 0.0
+            tensor.CopyFrom(numpy_helper.from_array(values, "w1"))
+    onnx.save(model, out)
+    return out
