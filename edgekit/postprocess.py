@@ -43,7 +43,6 @@ __all__ = [
     "Step",
     "TopK",
     "anchor_boxes",
-    "box_columns",
     "check_postprocess",
     "detections",
     "finish",
@@ -262,18 +261,6 @@ def _check_boxes(step: Boxes, boxes: tuple[int, ...], scores: tuple[int, ...], n
             f"postprocess step {number}: boxes, scores and anchors differ in number",
             got=f"{boxes[rows]} boxes, {scores[rows]} scores, {step.count} anchors",
         )
-
-
-def box_columns(steps: Sequence[Step]) -> dict[str, tuple[int, ...]]:
-    """Return which outputs hold boxes and scores in one, and where the columns of each kind end.
-
-    By output name, for `(4, 5)`: columns 0 to 3, column 4 (the objectness), and the rest.
-    """
-    return {
-        step.boxes: (4, 5) if step.objectness else (4,)
-        for step in steps
-        if isinstance(step, Boxes) and step.boxes == step.scores and not step.transposed
-    }
 
 
 # Applying

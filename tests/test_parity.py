@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgekit.gate import Policy, judge, load_limits, measure_parity
 from edgekit.manifest import GateResult, ParityEvidence
@@ -39,6 +41,178 @@ def scores_of_a_detector() -> np.ndarray:
 BOXES = RANDOM.random((N, A, 4)) * 640.0
 SCORES = scores_of_a_detector()
 STEP: dict[str, Any] = {"kind": "boxes", "boxes": "y", "scores": "y", "coding": "xyxy", "size": [640, 640]}
+
+
+# Errors
+
+
+def outputs(*rows: list[float]) -> dict[str, np.ndarray]:
+    return {"scores": np.array(rows, np.float32)}
+
+
+SOURCE = outputs([0.0, 1.0], [0.5, 0.5], [2.0, -2.0], [1.0, 0.0])
+
+
+def test_equal_outputs_have_no_error() -> None:
+    assert measure_parity(SOURCE, SOURCE, argmax=True) == ParityEvidence(
+        n=4,
+        max_error=0.0,
+        p95_error=0.0,
+        argmax_agreement=1.0,
+        batch2_error=None,
+        finite=True,
+        constant=False,
+    )
+
+
+def test_errors_are_shares_of_the_output_range() -> None:
+    got = outputs([0.0, 1.0], [0.5, 0.5], [2.0, -1.0], [1.0, 0.0])
+    seen = measure_parity(SOURCE, got, argmax=True)
+    assert seen.max_error == 0.25  # 1 of a range of 4
+    assert seen.p95_error == pytest.approx(np.quantile([0.25, *[0.0] * 7], 0.95))
+    assert seen.argmax_agreement == 1.0
+
+
+def test_agreement_counts_samples_of_the_same_class() -> None:
+    got = outputs([1.0, 0.0], [0.5, 0.5], [2.0, -2.0], [1.0, 0.0])
+    assert measure_parity(SOURCE, got, argmax=True).argmax_agreement == 0.75
+    assert measure_parity(SOURCE, got, argmax=False).argmax_agreement is None
+
+
+def test_one_score_for_two_classes_can_disagree() -> None:
+    """The argmax over one column would always agree."""
+    source = {"score": np.array([[0.9], [0.8], [0.1], [0.4]], np.float32)}
+    got = {"score": np.array([[0.9], [0.3], [0.1], [0.6]], np.float32)}
+    assert measure_parity(source, got, argmax=True).argmax_agreement == 0.5
+
+
+def test_the_worst_output_counts_and_the_scored_one_agrees() -> None:
+    source = {"a": np.array([[0.0], [4.0]]), "probabilities": np.array([[0.9, 0.1], [0.2, 0.8]])}
+    got = {
+        "pair:probabilities": np.zeros((2, 2)),
+        "probabilities": np.array([[0.9, 0.1], [0.6, 0.4]]),
+        "a": np.array([[0.0], [5.0]]),
+    }
+    seen = measure_parity(source, got, argmax=True)
+    assert (seen.n, seen.argmax_agreement) == (2, 0.5)
+    assert seen.max_error == pytest.approx(0.5)  # 0.4 of a range of 0.8, against 1 of 4
+    assert seen.p95_error == pytest.approx(0.5)
+    flipped = measure_parity(
+        dict(reversed(list(source.items()))), dict(reversed(list(got.items()))), argmax=False
+    )
+    assert (flipped.max_error, flipped.p95_error) == (seen.max_error, seen.p95_error)
+
+
+def test_a_constant_source_is_measured_by_its_size() -> None:
+    source, got = {"y": np.full((3, 1), -5.0)}, {"y": np.full((3, 1), -4.0)}
+    assert measure_parity(source, got, argmax=False) == ParityEvidence(n=3, max_error=0.2, p95_error=0.2)
+
+
+def test_a_source_of_zeros_gives_any_error_all_weight() -> None:
+    seen = measure_parity({"y": np.zeros((3, 1))}, {"y": np.full((3, 1), 1e-3)}, argmax=False)
+    assert seen.max_error == pytest.approx(1e9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_is_said_and_nothing_else(bad: float) -> None:
+    got = outputs([0.0, 1.0], [0.5, 0.5], [2.0, bad], [1.0, 0.0])
+    assert measure_parity(SOURCE, got, argmax=True) == ParityEvidence(
+        n=4, max_error=1.0, p95_error=1.0, finite=False
+    )
+
+
+def test_another_shape_counts_as_not_finite() -> None:
+    got = {"scores": SOURCE["scores"][:, :1]}
+    assert measure_parity(SOURCE, got, argmax=False) == ParityEvidence(
+        n=4, max_error=1.0, p95_error=1.0, finite=False
+    )
+    assert not measure_parity(SOURCE, {"scores": SOURCE["scores"][:1]}, argmax=False).finite
+
+
+def test_constant_means_that_the_source_varies_and_the_artifact_does_not() -> None:
+    still = outputs(*[[0.1, 0.9]] * 4)
+    assert measure_parity(SOURCE, still, argmax=True).constant
+    assert measure_parity(SOURCE, outputs(*[[0.0, 0.0]] * 4), argmax=True).constant
+    assert not measure_parity(still, still, argmax=True).constant
+    assert not measure_parity(still, SOURCE, argmax=True).constant
+    one = outputs([0.0, 1.0])
+    assert not measure_parity(one, one, argmax=True).constant
+
+
+def test_one_constant_output_among_others_is_enough_wherever_it_stands() -> None:
+    source = {"a": np.array([[0.0], [1.0]]), "b": np.array([[0.0], [1.0]])}
+    for dead in ("a", "b"):
+        got = {**source, dead: np.zeros((2, 1))}
+        assert measure_parity(source, got, argmax=False).constant
+
+
+def test_each_target_of_a_regression_is_measured_by_its_own_range() -> None:
+    source = {"y": np.array([[0.0, 0.0], [5e5, 0.5], [1e6, 1.0]])}
+    lost = {"y": source["y"] * [1.0, 0.0]}  # what an int8 output with one scale for both makes of it
+    assert measure_parity(source, lost, argmax=False).max_error < 1e-5
+    seen = measure_parity(source, lost, argmax=False, targets=True)
+    assert seen.max_error == 1.0
+    assert seen.p95_error == pytest.approx(0.95)
+    pairs = {"y": np.add(source["y"][:2], [0.0, 0.25])}
+    assert measure_parity(source, source, argmax=False, targets=True, pairs=pairs).batch2_error == 0.25
+
+
+def test_a_target_that_never_varies_goes_by_the_range_of_all() -> None:
+    source, got = {"y": np.array([[0.0, 3.0], [10.0, 3.0]])}, {"y": np.array([[0.0, 3.1], [10.0, 3.1]])}
+    assert measure_parity(source, got, argmax=False, targets=True).max_error == pytest.approx(0.01)
+
+
+def test_only_the_output_that_metrics_look_at_holds_targets() -> None:
+    wide = np.array([[0.0, 0.0], [1e6, 1.0]])
+    source = {"y": np.array([[0.0], [1.0]]), "features": wide}
+    got = {**source, "features": wide * [1.0, 0.0]}
+    assert measure_parity(source, got, argmax=False, targets=True).max_error == pytest.approx(1e-6)
+
+
+def test_a_batch_of_two_is_compared_with_the_same_two_alone() -> None:
+    together = outputs([0.0, 1.0], [0.5, 0.3])
+    seen = measure_parity(SOURCE, SOURCE, argmax=True, pairs=together)
+    assert seen.batch2_error == pytest.approx(0.05)
+    assert seen.max_error == 0.0
+    assert (
+        measure_parity(SOURCE, SOURCE, argmax=True, pairs=outputs([0.0, 1.0], [0.5, 0.5])).batch2_error == 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        np.array([[0.0, 1.0], [np.nan, 0.5]]),
+        np.array([[0.0, 1.0], [np.inf, 0.5]]),
+        np.array([[0.0, 1.0]]),
+        np.zeros((2, 2, 1)),
+    ],
+)
+def test_a_batch_of_two_that_is_broken_counts_in_full(together: np.ndarray) -> None:
+    """NaN compares false with every limit, and one row for two would be broadcast."""
+    seen = measure_parity(SOURCE, SOURCE, argmax=True, pairs={"scores": together})
+    assert seen.batch2_error == 1.0
+    assert verdict("", seen, "fp32").verdict == "refused"
+
+
+def test_the_worst_output_of_the_batch_counts() -> None:
+    source = {"a": np.array([[0.0], [1.0]]), "b": np.array([[0.0], [1.0]])}
+    pairs = {"a": np.array([[0.0], [0.7]]), "b": np.array([[0.1], [1.0]])}
+    assert measure_parity(source, source, argmax=False, pairs=pairs).batch2_error == pytest.approx(0.3)
+
+
+@given(st.integers(2, 20), st.integers(0, 1000), st.floats(0.0, 0.5))
+def test_errors_are_symmetric_and_ordered(n: int, seed: int, noise: float) -> None:
+    random = np.random.default_rng(seed)
+    source = random.random((n, 3))
+    got = source + noise * random.standard_normal((n, 3))
+    seen = measure_parity({"y": source}, {"y": got}, argmax=True)
+    mirrored = measure_parity({"y": -source}, {"y": -got}, argmax=False)
+    scaled = measure_parity({"y": 7.0 * source + 3.0}, {"y": 7.0 * got + 3.0}, argmax=True)
+    assert 0.0 <= seen.p95_error <= seen.max_error
+    assert (mirrored.max_error, mirrored.p95_error) == (seen.max_error, seen.p95_error)
+    assert scaled.max_error == pytest.approx(seen.max_error, abs=1e-12)
+    assert scaled.argmax_agreement == pytest.approx(seen.argmax_agreement)
 
 
 # What shares a range
