@@ -98,14 +98,16 @@ def _quantize_tflite(path: Path, precision: str, calibration: list[Feed], out: P
     return file
 
 
-def _signature_data(path: Path, calibration: list[Feed]) -> dict[str, list[Feed]]:
+def _signature_data(path: Path, calibration: list[Feed]) -> dict[str | None, list[Feed]]:
     from ai_edge_litert.interpreter import Interpreter
 
-    signatures = Interpreter(str(path)).get_signature_list()
-    key, takes = next(((k, v["inputs"]) for k, v in signatures.items()), ("serving_default", []))
-    if sorted(takes) == sorted(calibration[0]):
-        return {key: calibration}
-    return {key: [dict(zip(takes, feed.values(), strict=True)) for feed in calibration]}
+    from tests.models.engines import order_inputs
+
+    interpreter = Interpreter(str(path))
+    named = [detail["name"] for detail in interpreter.get_input_details()]
+    key, signature = next(iter(interpreter.get_signature_list().items()), (None, {"inputs": named}))
+    takes = signature["inputs"]
+    return {key: [dict(zip(takes, order_inputs(takes, feed), strict=True)) for feed in calibration]}
 
 
 def _torch_export_to_tflite(path: Path, precision: str, calibration: list[Feed], out: Path) -> Path:

@@ -55,7 +55,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _whole(arrays: dict[str, np.ndarray]) -> list[Feed]:
     n = len(next(iter(arrays.values())))
-    return [{name: array[index] for name, array in arrays.items()} for index in range(n)]
+    return [{name: np.asarray(array[index]) for name, array in arrays.items()} for index in range(n)]
 
 
 def _single(arrays: dict[str, np.ndarray], most: int) -> list[Feed]:
