@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -171,3 +172,116 @@ def test_nms_as_its_definition_has_it(seed: int, n: int, iou: float) -> None:
         if scores[0, i].max() > 0.3 and all(overlap(wide[i], wide[j]) <= iou for j in rivals):
             kept.append(i)
     assert got[got[:, 5] >= 0, 4].tolist() == [scores[0, i].max() for i in kept]
+
+
+# Refusing
+
+ANCHORED = boxes(coding="ssd-anchors", anchors=[[0.5, 0.5, 1.0, 1.0]])
+
+
+def gridded(**changes: Any) -> dict[str, Any]:
+    return boxes(coding="ssd-anchors", grids=[{"rows": 1, "columns": 1, "sizes": [[1.0, 1.0]]} | changes])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"iou": 1.001}, "iou is a share, and so is score_threshold, which is below 1"),
+        ({"iou": -0.001}, "iou is a share"),
+        ({"score_threshold": 1.0}, "score_threshold, which is below 1"),
+        ({"score_threshold": -0.1}, "iou is a share"),
+        ({"candidates": 5001}, "): candidates must be from 1 to 5000, is 5001"),
+        ({"candidates": 0}, "): candidates must be from 1 to 5000, is 0"),
+        ({"max_per_image": 0}, "): max_per_image must be from 1 to 1000, is 0"),
+        ({"max_per_image": 1001}, "): max_per_image must be from 1 to 1000, is 1001"),
+    ],
+)
+def test_a_suppression_that_cannot_be_meant_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        parse_postprocess([boxes(), {"kind": "nms"} | fields])
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (boxes(size=[0, 5]), "): size must be from 1 to 8192, is 0"),
+        (boxes(size=[5, 8193]), "): size must be from 1 to 8192, is 8193"),
+        (boxes(size=[5]), "Expected `array` of length 2"),
+        (
+            boxes(coding="ssd-anchors"),
+            "): anchors or grids belong to the coding ssd-anchors, and to no other",
+        ),
+        (boxes(anchors=[[0.5, 0.5, 1.0, 1.0]]), "): anchors or grids belong to the coding ssd-anchors"),
+        (
+            ANCHORED | {"grids": [{"rows": 1, "columns": 1, "sizes": [[1, 1]]}]},
+            "): anchors come from a list or from grids, not from both",
+        ),
+        (ANCHORED | {"variances": [0.1, 0.1, 0.0, 0.2]}, "): anchors are finite and variances positive"),
+        (ANCHORED | {"variances": [0.1, 0.1, float("inf"), 0.2]}, "): anchors are finite"),
+        (ANCHORED | {"anchors": [[0.5, 0.5, 0.0, 1.0]]}, "): anchors have positive sizes"),
+        (ANCHORED | {"anchors": [[0.5, 0.5, 1.0, 0.0]]}, "): anchors have positive sizes"),
+        (ANCHORED | {"anchors": [[0.5, float("inf"), 1.0, 1.0]]}, "): anchors are finite"),
+        (gridded(rows=0), ": rows must be from 1 to 8192, is 0"),
+        (gridded(columns=8193), ": columns must be from 1 to 8192, is 8193"),
+        (gridded(rows=8000, columns=8000), ": anchors of a grid must be from 1 to 200000, is 64000000"),
+        (gridded(sizes=[]), ": anchors of a grid must be from 1 to 200000, is 0"),
+        (gridded(sizes=[[1, 0]]), ": sizes are positive"),
+        (gridded(sizes=[[float("inf"), 1]]), ": sizes are positive"),
+        (
+            boxes(coding="ssd-anchors", grids=[{"rows": 400, "columns": 400, "sizes": [[1.0, 1.0]]}] * 2),
+            "): anchors must be from 1 to 200000, is 320000",
+        ),
+        (boxes(background=-1), "): background is a class, 0 or more"),
+    ],
+)
+def test_boxes_that_cannot_be_meant_are_refused(step: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        parse_postprocess([step])
+
+
+def test_the_limits_themselves_are_allowed() -> None:
+    assert parse_postprocess([
+        boxes(size=[1, 8192], background=0),
+        {"kind": "nms", "iou": 1.0, "score_threshold": 0.0, "candidates": 5000, "max_per_image": 1000},
+    ])  # fmt: skip
+    assert parse_postprocess([boxes(), {"kind": "nms", "iou": 0.0, "candidates": 1, "max_per_image": 1}])
+    assert parse_postprocess([gridded(rows=8192, columns=24)])
+    assert parse_postprocess([gridded()])
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    step, nms = parse_postprocess([boxes(), {"kind": "nms"}])
+    assert (nms.iou, nms.score_threshold, nms.max_per_image) == (0.5, 0.05, 100)  # type: ignore[union-attr]
+    assert (nms.class_aware, nms.multi_label, nms.candidates) == (True, False, 1000)  # type: ignore[union-attr]
+    assert isinstance(step, Boxes)
+    assert (step.units, step.activation, step.background) == ("normalised", "none", None)
+    assert (step.variances, step.transposed, step.clip) == ((0.1, 0.1, 0.2, 0.2), False, True)
+
+
+@pytest.mark.parametrize(
+    ("step", "shapes", "said"),
+    [
+        (ANCHORED, ((1, 2, 4), (1, 2, 3)), "got boxes [1, 2, 4], scores [1, 2, 3], 1 anchors"),
+        (boxes(), ((1, 2, 4), (1, 3, 3)), "boxes, scores and anchors do not fit each other"),
+        (boxes(), ((1, 2, 5), (1, 2, 3)), "boxes, scores and anchors do not fit each other"),
+        (boxes(), ((2, 2, 4), (1, 2, 3)), "boxes, scores and anchors do not fit each other"),
+        (boxes(), ((1, 4), (1, 2, 3)), "boxes and scores have three axes: got [[1, 4], [1, 2, 3]]"),
+        (boxes(), ((1, 2, 4), (1, 2)), "boxes and scores have three axes: got [[1, 2, 4], [1, 2]]"),
+        (boxes(background=0), ((1, 2, 4), (1, 2, 1)), "no class is left in the scores"),
+        (boxes(objectness=True), ((1, 2, 4), (1, 2, 1)), "no class is left in the scores"),
+    ],
+)
+def test_outputs_that_do_not_fit_the_step_are_refused(
+    step: dict[str, Any], shapes: tuple[tuple[int, ...], tuple[int, ...]], said: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        apply(step, b=np.zeros(shapes[0]), s=np.zeros(shapes[1]))
+
+
+def test_what_comes_out_is_float32() -> None:
+    found = apply(boxes(), b=np.zeros((1, 2, 4)), s=np.ones((1, 2, 3)))
+    assert {name: array.dtype for name, array in found.items()} == {"boxes": np.float32, "scores": np.float32}
+    assert (
+        apply(boxes(), {"kind": "nms"}, b=np.zeros((1, 2, 4)), s=np.ones((1, 2, 3)))["detections"].dtype
+        == np.float32
+    )
