@@ -20,7 +20,7 @@ import numpy as np
 from tests.corpus import ROOT
 from tests.models.nodes import NodeCase, agrees, node_cases
 
-__all__ = ["NodeResult", "run_nodes"]
+__all__ = ["NodeResult", "run_node", "run_nodes"]
 
 TIME_LIMIT_S = 600.0
 
@@ -61,12 +61,13 @@ def _child(format_: str, start: int, lines: Path) -> str:
 def _run_from(format_: str, start: int, lines: Path) -> None:
     with lines.open("a", encoding="utf-8") as stream:
         for case in node_cases()[start:]:
-            verdict, reason = _run_one(format_, case)
+            verdict, reason = run_node(format_, case)
             stream.write(json.dumps({"name": case.name, "verdict": verdict, "reason": reason}) + "\n")
             stream.flush()
 
 
-def _run_one(format_: str, case: NodeCase) -> tuple[str, str]:
+def run_node(format_: str, case: NodeCase) -> tuple[str, str]:
+    """Return the verdict on one test in a runtime, in this process, and the reason where it is not right."""
     if case.feeds is None:
         return "failed", "an input is a sequence or an optional, not an array"
     try:
@@ -104,9 +105,8 @@ def _by_openvino(case: NodeCase) -> list[Any]:
     model = core.read_model(io.BytesIO(case.model.SerializeToString()))
     request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     assert case.feeds is not None
-    given = {
-        port.any_name: port for port in request.model_inputs if port.names
-    }  # it drops inputs that nobody reads
+    # it drops inputs that nobody reads, and one that an Identity follows has that one's name too
+    given = {name: port for port in request.model_inputs for name in port.names if name in case.feeds}
     request.infer({name: _tensor(case.feeds[name], port) for name, port in given.items()})
     return [_typed(request.get_output_tensor(index)) for index in range(len(request.model_outputs))]
 
@@ -119,7 +119,7 @@ def _tensor(array: np.ndarray, port: Any) -> Any:
         tensor = openvino.Tensor(port.get_element_type(), openvino.Shape(array.shape))
         tensor.data[...] = array.view(tensor.data.dtype)
         return tensor
-    return openvino.Tensor(np.ascontiguousarray(array))
+    return openvino.Tensor(np.array(array, order="C"))  # of a scalar np.ascontiguousarray makes a vector
 
 
 def _typed(tensor: Any) -> np.ndarray:

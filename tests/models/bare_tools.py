@@ -138,8 +138,11 @@ def _then_quantize(to_onnx: Callable[[Path, list[Feed], Path], None]) -> Maker:
     return make
 
 
-def _keras_to_onnx(path: Path, _calibration: list[Feed], file: Path) -> None:
-    _load_keras(path).export(file, format="onnx")
+def _keras_to_onnx(path: Path, calibration: list[Feed], file: Path) -> None:
+    model = _load_keras(path)
+    if calibration:
+        model(next(iter(calibration[0].values())))  # without a call it refuses what was loaded, and says so
+    model.export(file, format="onnx")
 
 
 def _keras2_to_onnx(path: Path, _calibration: list[Feed], file: Path) -> None:
@@ -213,7 +216,10 @@ def _onnx_static(plain: Path, calibration: list[Feed], file: Path) -> None:
 
     _need(calibration)
     prepared = plain.with_name("prepared.onnx")
-    quant_pre_process(str(plain), str(prepared))
+    try:
+        quant_pre_process(str(plain), str(prepared))
+    except Exception:  # noqa: BLE001  # of any kind; its message says to leave out the symbolic shapes
+        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
     quantize_static(str(prepared), str(file), Reader())
 
 
@@ -365,11 +371,20 @@ def main(task_path: Path) -> None:
     task_path.with_suffix(".result").write_text(json.dumps(result), encoding="utf-8")
 
 
+#: Words of the line, among a tool's pages, that says what it was.
+_TELLING = (
+    "error:",
+    "flex ops:",
+    "not supported",
+    "conversion is failed",
+    "unconverted operation",
+    "no conversion rule",
+)
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [
-        line for line in lines if "error:" in line or "Flex ops:" in line or "not supported" in line.lower()
-    ]
+    telling = [line for line in lines if any(word in line.lower() for word in _TELLING)]
     return f"{type(error).__name__}: {(telling or lines or ['no message'])[0]}"[:300]
 
 

@@ -17,7 +17,7 @@ Feed = dict[str, np.ndarray]
 
 CALIBRATION_MOST = 200
 LABELLED_MOST = 512
-UNLABELLED_MOST = 64
+UNLABELLED_MOST = 128
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Feeds:
 
     Attributes:
         calibration: Up to 200; none where the model's inputs do not batch, as for EdgeKit.
-        comparison: Up to 512 with labels, else up to 64.
+        comparison: Up to 512 with labels, else up to 128.
         labels: [N] of the comparison; None without.
     """
 
