@@ -100,6 +100,38 @@ def test_detections_of_each_sample() -> None:
     assert detections(array) == [(), (Detection((1.0, 2.0, 3.0, 4.0), 0.5, 7),)]
 
 
+# Whole chains
+
+
+def test_steps_run_in_order_and_leave_the_rest() -> None:
+    got = apply(
+        boxes(units="pixels"), {"kind": "nms", "max_per_image": 2}, {"kind": "sigmoid", "output": "other"},
+        b=[[[0, 0, 10, 10], [0, 0, 10, 9]]], s=[[[0.9, 0.1], [0.8, 0.2]]], other=[[0.0]],
+    )  # fmt: skip
+    assert set(got) == {"detections", "other"}
+    assert got["detections"] == pytest.approx(np.array([[[0, 0, 10, 10, 0.9, 0], [0, 0, 0, 0, 0, -1]]]))
+    assert got["other"].tolist() == [[0.5]]
+    kept = apply(boxes(units="pixels"), b=[[[0, 0, 10, 10]]], s=[[[0.9]]], other=[[7.0]])
+    assert set(kept) == {"boxes", "scores", "other"}
+    score = float(np.float32(0.9))
+    assert detections(got["detections"]) == [(Detection((0.0, 0.0, 10.0, 10.0), score, 0),)]
+
+
+def test_types_of_what_comes_out() -> None:
+    classes = apply({"kind": "top-k", "output": "y", "k": 2}, y=[[1, 3, 2], [9, 8, 7], [0, 0, 1]])["classes"]
+    assert classes.tolist() == [[1, 2], [0, 1], [2, 0]]
+    assert classes.dtype == np.int64
+    assert apply({"kind": "argmax", "output": "y"}, y=np.zeros((1, 2, 2, 3)))["y"].dtype == np.int32
+
+
+def test_of_many_equal_scores_the_first_are_the_best() -> None:
+    """A sort that is not stable keeps the order of a few by luck, of many it does not."""
+    scores = np.tile([0.0, 1.0], 50)
+    assert apply({"kind": "top-k", "output": "y", "k": 50}, y=[scores])["classes"].tolist() == [
+        [*range(1, 100, 2)]
+    ]
+
+
 # Reading and refusing
 
 
@@ -111,7 +143,10 @@ def test_reading_beside_preprocess(tmp_path: Path) -> None:
     assert read_postprocess(file) == ()
     for broken in ("postprocess = 3", "postprocess = [3]", "= 1"):
         file.write_text(broken)
-        with pytest.raises(UsageError, match=r"postprocess is no list of tables|cannot read"):
+        with pytest.raises(
+            UsageError,
+            match=r"postprocess is no list of tables: expected \[\[postprocess\]\] for each step|cannot read",
+        ):
             read_postprocess(file)
     with pytest.raises(UsageError, match="cannot read"):
         read_postprocess(tmp_path / "absent.toml")
@@ -134,7 +169,11 @@ ANCHORED = boxes(coding="ssd-anchors", anchors=[[0.5, 0.5, 1.0, 1.0]])
         ([boxes(coding="yxyx")], "Invalid enum value 'yxyx'"),
         ([boxes(), {"kind": "nms", "iou": 1.5}], r"step 2 \(nms\): iou is a share"),
         ([{"kind": "resize-mask", "output": "y", "size": [9000, 1]}], "size must be from 1 to 8192"),
-        ([{"kind": "softmax", "output": "y"}] * 17, "too many postprocess steps"),
+        ([{"kind": "softmax", "output": "y"}] * 17, "^too many postprocess steps: got 17, expected at most 16$"),
+        ([boxes(), {"kind": "nms"}, {"kind": "nms"}], r"step 3 \(nms\) has no boxes. Put a step boxes before it."),
+        ([{"kind": "sigmoid", "output": "y"}, {"kind": "nms"}], r"step 2 \(nms\) has no boxes"),
+        ([{"kind": "softmax", "output": 3}], "expected the fields output, axis$"),
+        ([{"kind": "warp"}], "expected softmax, sigmoid, top-k, boxes, nms, argmax, resize-mask$"),
     ],
 )  # fmt: skip
 def test_malformed_steps_are_refused(steps: list[dict[str, Any]], said: str) -> None:
@@ -157,10 +196,28 @@ def test_steps_are_checked_against_the_model() -> None:
         (boxes(), [spec("b", -1, 5), spec("s", -1, 5, 2)], "have three axes"),
         (boxes(), [spec("b", -1, 5, 4), spec("s", -1, 6, 2)], "differ in number: got 5 boxes, 6 scores"),
         (ANCHORED, [spec("b", -1, 2, 4), spec("s", -1, 2, 2)], "2 boxes, 2 scores, 1 anchors"),
-        (boxes(boxes="y", scores="y"), [spec("y", -1, 9, 4)], "4 numbers a box, then its scores"),
+        (
+            boxes(boxes="y", scores="y"),
+            [spec("y", -1, 9, 4)],
+            "got .-1, 9, 4., expected 4 numbers a box, then its scores",
+        ),
+        (
+            boxes(),
+            [spec("b", -1, 5, 5), spec("s", -1, 5, 2)],
+            "step 1: output 'b' holds no boxes.* 4 numbers a box$",
+        ),
+        (boxes(), [spec("b", -1, 5), spec("s", -1, 5, 2)], r"step 1: .*got \[\(-1, 5\), \(-1, 5, 2\)\]"),
+        (
+            boxes(transposed=True),
+            [spec("b", -1, 4, 5), spec("s", -1, 2, 6)],
+            "got 5 boxes, 6 scores, 0 anchors",
+        ),
+        (boxes(transposed=True), [spec("b", -1, 5, 4), spec("s", -1, 2, 4)], "'b' holds no boxes"),
     ):
         with pytest.raises(UsageError, match=said):
             check_postprocess([step], outputs)
+    assert check_postprocess([boxes(boxes="y", scores="y")], [spec("y", -1, 9, 5)])
+    assert check_postprocess([{"kind": "sigmoid", "output": "b"}] * 16, fits)
     one = boxes(boxes="y", scores="y", transposed=True)
     assert check_postprocess([one], [spec("y", -1, 14, 8400)])
 
@@ -168,7 +225,12 @@ def test_steps_are_checked_against_the_model() -> None:
 def test_outputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="postprocess takes 'y': got z"):
         apply({"kind": "sigmoid", "output": "y"}, z=[[1.0]])
-    with pytest.raises(UsageError, match="top-k takes class scores"):
+    with pytest.raises(UsageError, match="postprocess takes 'y': got z, x"):
+        apply({"kind": "sigmoid", "output": "y"}, z=[[1.0]], x=[[1.0]])
+    with pytest.raises(
+        UsageError, match=r"^top-k takes class scores: got \[1, 2, 2\], expected \[N, classes\]$"
+    ):
         apply({"kind": "top-k", "output": "y", "k": 1}, y=np.zeros((1, 2, 2)))
-    with pytest.raises(UsageError, match="resize-mask takes a map"):
+    said = r"^resize-mask takes a map: got \[1, 2\], expected \[N, H, W\] or \[N, H, W, C\]$"
+    with pytest.raises(UsageError, match=said):
         apply({"kind": "resize-mask", "output": "y", "size": [1, 1]}, y=np.zeros((1, 2)))
