@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgekit.canonical import canonicalise, save_canonical
+from edgekit.canonical import canonicalise, fold_constants, save_canonical
 from edgekit.converters.base import Converter, SourceModel
-from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
+from edgekit.opset import lower, opset_of
+from edgekit.sources.onnx_graph import read_model
 from edgekit.streams import Samples
+from edgekit.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["OnnxToOnnx"]
 
 
 class OnnxToOnnx(Converter):
-    """The user's ONNX, renamed by position; refused where its opset is newer than the target reads."""
+    """The user's ONNX, renamed by position, its opset and IR version lowered to what the target reads.
+
+    Sizes that the user fixed are fixed in the file too. Weights outside the file are never held in memory.
+    """
 
     sources = ("onnx-source",)
     format = "onnx"
@@ -30,18 +40,28 @@ class OnnxToOnnx(Converter):
         calibration: Samples,  # noqa: ARG002
         folder: Path,
     ) -> Path:
-        """Write one `.onnx` in canonical form."""
+        """Write one `.onnx` in canonical form, and its weights beside it where one file cannot hold them."""
         import onnx
 
-        model = onnx.load(str(source.path))
-        most = int(recipe.options["opset"])
-        opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-        if opset > most:
-            raise ConversionError(
-                "the model's opset is newer than the target's runtime reads",
-                got=opset,
-                expected=f"at most {most}",
-            )
+        model = read_model(source.path, weights=False)
+        if opset_of(model) > int(recipe.options["opset"]):
+            if model.functions:
+                model = onnx.inliner.inline_local_functions(model)
+            model.graph.CopyFrom(fold_constants(model.graph))
+            model = lower(model, int(recipe.options["opset"]))
+        if source.options.input_shapes:
+            _fix_sizes(model, source.inputs)
         path = folder / "model.onnx"
-        save_canonical(canonicalise(model, ir_version=int(recipe.options["ir"])), str(path))
+        canonical = canonicalise(model, ir_version=int(recipe.options["ir"]))
+        save_canonical(canonical, str(path), source.path.parent)
         return path
+
+
+def _fix_sizes(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
+    """Write sizes into the graph's inputs; what was inferred from free ones goes."""
+    given = {spec.name: spec.shape for spec in inputs}
+    del model.graph.value_info[:]
+    for value in model.graph.input:
+        for dimension, size in zip(value.type.tensor_type.shape.dim, given.get(value.name, ()), strict=False):
+            if size >= 0:
+                dimension.dim_value = size

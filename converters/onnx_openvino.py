@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,23 @@ from edgekit.tensors import TensorSpec
 __all__ = ["OnnxToOpenVino", "save_ir"]
 
 
-def save_ir(model: Any, folder: Path, *, half: bool) -> Path:
+def save_ir(model: Any, folder: Path, *, half: bool, named: Collection[str] = ()) -> Path:
     """Write an OpenVINO model as `model.xml` and `model.bin`; return the file to open.
 
     Nodes are named by position (OpenVINO numbers new ones by a counter of the whole process), and runtime
     information that names this run (paths, command lines) is dropped, so that bytes are stable.
+
+    Args:
+        model: An OpenVINO model.
+        folder: An empty folder.
+        half: Store weights as float16.
+        named: Names that nodes keep, since an earlier artifact gave them by position already.
     """
     import openvino as ov
 
     for i, node in enumerate(model.get_ordered_ops()):
-        if node.get_type_name() not in ("Parameter", "Result"):
-            node.set_friendly_name(f"{node.get_type_name()}_{i}")
+        if node.get_friendly_name() not in named and node.get_type_name() not in ("Parameter", "Result"):
+            node.set_friendly_name(f"{'New' if named else ''}{node.get_type_name()}_{i}")
     for key in ("conversion_parameters", "Runtime_version", "nncf"):
         if model.has_rt_info([key]):
             model.set_rt_info("", [key])

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from edgekit.converters.base import Converter, SourceModel
+from edgekit.converters.base import Converter, Rung, SourceModel
 from edgekit.converters.onnx_openvino import save_ir
+from edgekit.converters.openvino_layers import has_attention, layer_ratios, mixed_joints, names_of
+from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 from edgekit.streams import Samples
 
 __all__ = ["OpenVinoToInt8"]
 
+#: Calibration method to what NNCF calls it.
+_RANGES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
+
 
 class OpenVinoToInt8(Converter):
-    """FakeQuantize by NNCF, for the device the recipe names (`device`: `CPU`, `NPU`, …)."""
+    """FakeQuantize by NNCF, for the device the recipe names (`device`: `CPU`, `NPU`, …).
+
+    Joints of tensors that no one scale suits stay in float. A model with attention is quantized by NNCF's rules for
+    transformers. Options from the ladder: `bias_correction` (`full`, else NNCF's fast one), `smooth_quant` (for
+    transformers alone; off by default, since it costs some of them accuracy).
+    """
 
     sources = ("openvino",)
     format = "openvino"
@@ -21,17 +32,63 @@ class OpenVinoToInt8(Converter):
     environment = "onnx"
     needs = ("openvino", "nncf")
     tools = ("nncf", "openvino")
+    rungs = (
+        Rung("minmax"),
+        Rung("mse"),
+        Rung("mse", {"bias_correction": "full"}),
+        Rung("minmax", {"bias_correction": "full"}),
+        Rung("percentile", {"bias_correction": "full"}),
+        Rung("minmax", {"smooth_quant": True}),
+    )
+    keeps_float = True
 
     def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
-        """Write the int8 IR."""
+        """Write the int8 IR; layers keep the float IR's names."""
         import nncf
         import openvino as ov
 
-        model = nncf.quantize(
-            ov.Core().read_model(str(source.path)),
+        model = ov.Core().read_model(str(source.path))
+        named = names_of(model)
+        for layer in recipe.float_layers:
+            if layer not in named:
+                raise ConversionError(f"the model has no layer {layer!r} to keep in float")
+        kept = sorted({*recipe.float_layers, *mixed_joints(model, calibration)})
+        quantized = nncf.quantize(
+            model,
             nncf.Dataset(calibration),
             subset_size=len(calibration),
             target_device=nncf.TargetDevice[str(recipe.options["device"])],
-            fast_bias_correction=bool(recipe.options["fast_bias_correction"]),
+            fast_bias_correction=recipe.options.get("bias_correction") != "full",
+            model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
+            ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
+            advanced_parameters=_parameters(recipe, attention=has_attention(model)),
         )
-        return save_ir(model, folder, half=False)
+        return save_ir(quantized, folder, half=False, named=named)
+
+    def layers(self, source: SourceModel, recipe: Recipe, made: Path, samples: Samples) -> dict[str, float]:  # noqa: ARG002
+        """Return each layer's own ratio: what it makes in integers of the float network's values."""
+        import openvino as ov
+
+        core = ov.Core()
+        return layer_ratios(core.read_model(str(source.path)), core.read_model(str(made)), samples)
+
+
+def _parameters(recipe: Recipe, *, attention: bool) -> Any:
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+    )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    method = recipe.calibration or "minmax"
+    if method not in _RANGES:
+        raise ConversionError(f"unknown calibration {method!r}", expected="one of " + ", ".join(_RANGES))
+    smooth = bool(recipe.options.get("smooth_quant"))
+    if smooth and not attention:
+        raise ConversionError("smooth_quant is for transformers, and the model has no attention")
+    parameters = AdvancedQuantizationParameters()
+    if method != "minmax":  # for that, NNCF's own choice by kind of tensor is the plain way
+        parameters.activations_range_estimator_params = getattr(RangeEstimatorParametersSet, _RANGES[method])
+    if not smooth:
+        parameters.smooth_quant_alphas = AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
+    return parameters

@@ -40,7 +40,9 @@ _PERCENTILE = 99.99
 #: `mse` tries this many ends on each side, from 1/16 of the extreme to all of it, evenly in the logarithm.
 _ENDS, _SMALLEST_SHARE = 65, 1.0 / 16.0
 #: A bin is at least this much narrower than its values: what float32 cannot tell apart shares one.
-_FINEST = 2.0**-24
+_FINEST = 2.0**-23
+#: Powers of two up to this one, and down to its negative, are normal numbers of float32 with room to spare.
+_NORMAL = 64
 
 
 class Histogram:
@@ -83,11 +85,20 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ConversionError("a value is not finite", got=f"{low} to {high}")
         self._grow(min(self.low, low), max(self.high, high))
-        numbers = np.floor(np.ldexp(values.astype(np.float64, copy=False), -self._power)).astype(np.int64)
-        numbers -= self._first
-        self._counts += np.bincount(numbers.ravel(), minlength=len(self._counts))
+        self._counts += np.bincount(self._numbers(values), minlength=len(self._counts))
         self.n += int(values.size)
         self.zeros += int(values.size - np.count_nonzero(values))
+
+    def _numbers(self, values: np.ndarray) -> np.ndarray:
+        """Return the bin of each value, int64 [n]; bins are numbered from the first in use."""
+        import numpy as np
+
+        # float32 holds bins' numbers exactly, and scaling by a power of two as long as that is a normal number
+        narrow = values.dtype == np.float32 and abs(self._power) < _NORMAL
+        scaled = values.ravel().astype(np.float32 if narrow else np.float64)
+        np.floor(np.ldexp(scaled, -self._power, out=scaled), out=scaled)
+        scaled -= self._first
+        return scaled.astype(np.int64)
 
     def merge(self, other: Histogram) -> None:
         """Count what another histogram of as many bins has counted."""
@@ -219,11 +230,11 @@ def _tail(histogram: Histogram, ends: np.ndarray, *, upper: bool) -> tuple[np.nd
     return n, np.maximum(0.0, squares - 2.0 * cuts * total + cuts**2 * n)
 
 
-def _minmax(histogram: Histogram, bits: int, symmetric: bool) -> Range:  # noqa: ARG001, FBT001
+def _minmax(histogram: Histogram, bits: int, symmetric: bool) -> Range:  # noqa: ARG001
     return extremes(histogram.low, histogram.high)
 
 
-def _percentile(histogram: Histogram, bits: int, symmetric: bool) -> Range:  # noqa: ARG001, FBT001
+def _percentile(histogram: Histogram, bits: int, symmetric: bool) -> Range:  # noqa: ARG001
     import numpy as np
 
     edges, counts = histogram.table()
@@ -234,7 +245,7 @@ def _percentile(histogram: Histogram, bits: int, symmetric: bool) -> Range:  # n
     return extremes(low, high)
 
 
-def _least_error(histogram: Histogram, bits: int, symmetric: bool) -> Range:  # noqa: FBT001
+def _least_error(histogram: Histogram, bits: int, symmetric: bool) -> Range:
     import numpy as np
 
     lowest, highest = extremes(histogram.low, histogram.high)

@@ -243,12 +243,15 @@ def want(
 def recipe_for(profile: DeviceProfile, route: Route, format_: str, precision: str, samples: int) -> Recipe:
     """Return the recipe of one step's artifact, with the options that the target's kernels need."""
     calibrated = precision in ("int8", "int16x8")
+    options = _options(profile, format_, precision)
+    if route == ("onnx-fp32",):  # the user's own ONNX is lowered only as far as the target needs it
+        options = {"opset": profile.max_opset, "ir": profile.max_ir}
     return Recipe(
         route=route,
         precision=precision,
         calibration="minmax" if calibrated else "",
         calibration_samples=samples if calibrated else 0,
-        options=_options(profile, format_, precision),
+        options=options,
     )
 
 
@@ -269,10 +272,12 @@ def _options(profile: DeviceProfile, format_: str, precision: str) -> dict[str, 
             "reduce_range": policy.reduce_range,
             "per_channel": True,
         }
+    if format_ == "onnx" and precision == "int8-dynamic":
+        return {"reduce_range": profile.int8.reduce_range}
     if format_ == "openvino":
         options: dict[str, Option] = {"static": profile.static_shapes}
         if precision == "int8":
             providers = preference_for(profile, "openvino").providers
-            options |= {"device": "NPU" if "NPU" in providers else "CPU", "fast_bias_correction": True}
+            options |= {"device": "NPU" if "NPU" in providers else "CPU"}
         return options
     return {}

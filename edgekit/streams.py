@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import msgspec
+
+from edgekit.errors import MachineError
+from edgekit.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["NO_SAMPLES", "SampleFolder", "Samples", "store_samples"]
+__all__ = ["NO_SAMPLES", "Entry", "SampleFolder", "SampleWriter", "Samples", "store_samples"]
 
 _INDEX = "samples.json"
 
@@ -49,25 +54,56 @@ class _NoSamples:
 NO_SAMPLES: Samples = _NoSamples()
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    """Where one input's samples lie: raw little-endian values, sample after sample."""
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where one input's samples lie: raw values, sample after sample.
+
+    Attributes:
+        name: The input's.
+        file: In the folder, or the path of the user's own file.
+        stored: Their dtype there, by numpy's string.
+        shape: Their shape there, samples first.
+        offset: Where they begin, in bytes.
+        dtype: What they become when they are read, by numpy's name, `bytes` for text; empty for what they are.
+        picture: How they become the input, where they are pixels: the arguments of `edgekit.images.Picture`.
+    """
 
     name: str
     file: str
-    dtype: str
+    stored: str
     shape: tuple[int, ...]
+    offset: int = 0
+    dtype: str = ""
+    picture: tuple[TensorSpec, dict[str, Any]] | None = None
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """What a folder holds, and a hash of all its values and of how they are read."""
+
+    entries: list[Entry]
+    digest: str
 
 
 class SampleFolder:
     """Samples in a folder, one file for each input, read by offset: nothing is mapped, nothing kept.
 
     Args:
-        folder: What `store_samples` wrote.
+        folder: What `store_samples` or a `SampleWriter` wrote.
+
+    Attributes:
+        folder: The same.
+        digest: SHA-256, in hexadecimal, of the samples and of how they are read: equal data, equal digest.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._entries = msgspec.json.decode((folder / _INDEX).read_bytes(), type=list[_Entry])
+        self.folder = folder
+        index = msgspec.json.decode((folder / _INDEX).read_bytes(), type=_Index)
+        self._entries, self.digest = index.entries, index.digest
+        self._readers = {entry.name: _reader(entry) for entry in self._entries}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Inputs that it has samples of."""
+        return tuple(self._readers)
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -77,32 +113,126 @@ class SampleFolder:
         """Return one sample, arrays [1, …] by canonical input name."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return {entry.name: self._read(entry, index) for entry in self._entries}
+        return self.rows(index, index + 1)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield every sample in order."""
         return (self[index] for index in range(len(self)))
 
-    def _read(self, entry: _Entry, index: int) -> np.ndarray:
+    def rows(self, first: int, end: int) -> dict[str, np.ndarray]:
+        """Return consecutive samples, arrays [end - first, …] by canonical input name."""
+        return {entry.name: self._read(entry, first, end) for entry in self._entries}
+
+    def _read(self, entry: Entry, first: int, end: int) -> np.ndarray:
         import numpy as np
 
         count = int(np.prod(entry.shape[1:], dtype=np.int64))
-        width = np.dtype(entry.dtype).itemsize
-        with (self._folder / entry.file).open("rb", buffering=0) as stream:
-            stream.seek(index * count * width)
-            data = stream.read(count * width)
-        return np.frombuffer(bytearray(data), entry.dtype).reshape(1, *entry.shape[1:])
+        width = np.dtype(entry.stored).itemsize
+        with (self.folder / entry.file).open("rb", buffering=0) as stream:
+            stream.seek(entry.offset + first * count * width)
+            data = _read_all(stream, (end - first) * count * width)
+        values = np.frombuffer(data, entry.stored).reshape(end - first, *entry.shape[1:])
+        return self._readers[entry.name](values)
+
+
+def _read_all(stream: IO[bytes], size: int) -> bytearray:
+    """Return exactly `size` bytes: one read of the system gives 2 GiB at most."""
+    data = bytearray(size)
+    view, position = memoryview(data), 0
+    while position < size:
+        got = stream.readinto(view[position:])  # type: ignore[attr-defined]  # a file without a buffer has it
+        if not got:
+            raise MachineError(f"{getattr(stream, 'name', 'a file')} has been cut short while it was read")
+        position += got
+    return data
+
+
+def _reader(entry: Entry) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what turns stored values into what the model takes."""
+    if entry.picture is not None:
+        from edgekit.images import ImageStep, Picture
+
+        spec, step = entry.picture
+        return Picture(spec, msgspec.convert(step, ImageStep)).samples
+    if not entry.dtype:
+        return lambda values: values
+    wanted = "O" if entry.dtype == "bytes" else entry.dtype
+    return lambda values: values.astype(wanted)
+
+
+class SampleWriter:
+    """Writes samples block by block into a new folder, for `SampleFolder` to read.
+
+    Args:
+        folder: Made here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._files = ExitStack()
+        self._streams: dict[str, IO[bytes]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._hashes: dict[str, Any] = {}
+
+    def add(self, block: Mapping[str, np.ndarray]) -> None:
+        """Write the next samples, arrays [k, …] by input name, each time of the same dtype and sample shape."""
+        for name, array in block.items():
+            if name not in self._streams:
+                self._open(name, array)
+            entry = self._entries[name]
+            assert entry.stored == array.dtype.str
+            assert entry.shape[1:] == array.shape[1:]
+            for row in array:
+                data = row.tobytes()
+                self._streams[name].write(data)
+                self._hashes[name].update(data)
+            self._entries[name] = msgspec.structs.replace(
+                entry, shape=(entry.shape[0] + len(array), *entry.shape[1:])
+            )
+
+    def _open(self, name: str, array: np.ndarray) -> None:
+        file = f"{len(self._streams)}.raw"
+        self._streams[name] = self._files.enter_context((self._folder / file).open("xb"))
+        self._entries[name] = Entry(name, file, array.dtype.str, (0, *array.shape[1:]))
+        self._hashes[name] = hashlib.sha256()
+
+    def hash(self, name: str, block: np.ndarray) -> None:
+        """Count values into the digest that stay where they are."""
+        self._hashes.setdefault(name, hashlib.sha256()).update(block.tobytes())
+
+    def close(
+        self,
+        *,
+        in_place: Mapping[str, Entry] | None = None,
+        dtypes: Mapping[str, str] | None = None,
+        pictures: Mapping[str, tuple[TensorSpec, dict[str, Any]]] | None = None,
+    ) -> SampleFolder:
+        """Finish and return what was written.
+
+        Args:
+            in_place: Inputs whose samples stay in the user's own file.
+            dtypes: By input name, what stored values become when they are read.
+            pictures: By input name, how stored pixels become the input.
+        """
+        self._files.close()
+        for name, dtype in (dtypes or {}).items():
+            self._entries[name] = msgspec.structs.replace(self._entries[name], dtype=dtype)
+        for name, picture in (pictures or {}).items():
+            self._entries[name] = msgspec.structs.replace(self._entries[name], picture=picture)
+        entries = [*self._entries.values(), *(in_place or {}).values()]
+        digest = hashlib.sha256()
+        for entry in sorted(entries, key=lambda e: e.name):
+            unplaced = msgspec.structs.replace(entry, file="", offset=0)
+            digest.update(msgspec.json.encode(unplaced, order="sorted") + self._hashes[entry.name].digest())
+        index = _Index(entries, digest.hexdigest())
+        (self._folder / _INDEX).write_bytes(msgspec.json.encode(index))
+        return SampleFolder(self._folder)
 
 
 def store_samples(folder: Path, arrays: Mapping[str, np.ndarray]) -> Path:
     """Write arrays [N, …] by canonical name into a new folder, a block at a time, for `SampleFolder` to read."""
-    folder.mkdir()
-    entries = []
-    for number, (name, array) in enumerate(arrays.items()):
-        entry = _Entry(name, f"{number}.raw", array.dtype.str, tuple(int(size) for size in array.shape))
-        with (folder / entry.file).open("wb") as stream:
-            for row in array:
-                stream.write(row.tobytes())
-        entries.append(entry)
-    (folder / _INDEX).write_bytes(msgspec.json.encode(entries))
+    writer = SampleWriter(folder)
+    writer.add(arrays)
+    writer.close()
     return folder

@@ -175,7 +175,7 @@ def test_memory_is_one_histogram_however_many_values() -> None:
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown calibration 'magic'.*minmax, percentile, mse"):
+    with pytest.raises(UsageError, match=r"unknown calibration 'magic'.*minmax, percentile, mse"):
         choose_range(histogram(np.ones(1)), "magic")
 
 

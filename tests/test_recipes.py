@@ -173,16 +173,24 @@ def test_openvino_freezes_shapes_where_the_accelerator_needs_it() -> None:
     assert recipe_for(X86, ("x",), "openvino", "fp16", 0).options == {"static": False}
 
 
+def test_the_users_own_onnx_is_lowered_only_as_far_as_the_target_reads() -> None:
+    assert recipe_for(X86, ("onnx-fp32",), "onnx", "fp32", 0).options == {"opset": 21, "ir": 10}
+    assert recipe_for(X86, ("keras-onnx",), "onnx", "fp32", 0).options == {"opset": 17, "ir": 8}
+
+
+def test_dynamic_int8_keeps_to_seven_bits_where_eight_saturate() -> None:
+    assert recipe_for(X86, ("x",), "onnx", "int8-dynamic", 0).options == {"reduce_range": True}
+    assert recipe_for(NPU, ("x",), "onnx", "int8-dynamic", 0).options == {"reduce_range": False}
+
+
 def test_openvino_int8_is_made_for_its_device() -> None:
     assert recipe_for(NPU, ("x",), "openvino", "int8", 5).options == {
         "static": True,
         "device": "NPU",
-        "fast_bias_correction": True,
     }
     assert recipe_for(X86, ("x",), "openvino", "int8", 5).options == {
         "static": False,
         "device": "CPU",
-        "fast_bias_correction": True,
     }
 
 
