@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIES = ROOT / "mutants"
 MODULES = (
     "edgekit/gate.py",
+    "edgekit/parity.py",
+    "edgekit/ladder.py",
+    "edgekit/boxes.py",
+    "edgekit/postprocess.py",
     "edgekit/bounds.py",
     "edgekit/choose.py",
     "edgekit/bundle.py",
