@@ -48,7 +48,6 @@ PRECISIONS = {
 CALIBRATED = ("int8", "int16x8")
 #: Seconds for one artifact and for a whole conversion of one format.
 TIME_LIMIT_S, LONGEST_S = 300, 1500
-KINDS = {"h5": "keras2", "pt2": "torch-export"}
 TOOLS = (
     "tensorflow",
     "tf2onnx",
@@ -69,9 +68,8 @@ Cell = dict[str, Any]
 
 def edgekit_cells(model: Model, format_: str) -> dict[str, Cell]:
     """Return what EdgeKit makes of a model in one format, by precision."""
-    kind = KINDS.get(model.kind, model.kind)
     table = converters()
-    possible = [p for p in PRECISIONS[format_] if find_routes(table, kind, format_, p)]
+    possible = [p for p in PRECISIONS[format_] if find_routes(table, model.kind, format_, p)]
     cells: dict[str, Cell] = {
         p: {"verdict": "no-route", "reason": "no converter leads there"} for p in PRECISIONS[format_]
     }
