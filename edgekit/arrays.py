@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from edgekit.archive import write_archive
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ArrayFileError", "encode_npz", "read_npy", "read_npz"]
+__all__ = ["ArrayFileError", "StoredArray", "encode_npz", "open_arrays", "read_npy", "read_npz"]
 
 #: Deflate cannot shrink anything further than this (zlib's technical details: 1032 to 1).
 _DEFLATE_RATIO = 1032
@@ -52,6 +55,125 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
     except _DAMAGE as error:
         raise ArrayFileError(f"it is not an .npz, or it is damaged ({error})") from error
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array in a file, of which only the header has been read.
+
+    Attributes:
+        name: Its name in the `.npz`; the file's of an `.npy`.
+        shape: Its sizes.
+        dtype: Numbers or text.
+        fortran: Whether its last axis is the slowest: such an array is read whole.
+        path: The file.
+        member: Where in the `.npz`; None in an `.npy`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+    path: Path
+    member: zipfile.ZipInfo | None
+
+    @property
+    def offset(self) -> int | None:
+        """Where in the file its values lie, row after row; None where they are compressed or not by rows."""
+        if self.fortran or (self.member is not None and self.member.compress_type != zipfile.ZIP_STORED):
+            return None
+        with self.path.open("rb") as stream:
+            if self.member is not None:
+                _enter_stored(stream, self.member)
+            _read_header(stream, self.name)
+            return stream.tell()
+
+    def whole(self) -> np.ndarray:
+        """Return all of it.
+
+        Raises:
+            ArrayFileError: It is damaged.
+        """
+        with self._open() as (stream, size):
+            return _read_array(stream, size, self.name)
+
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        """Yield it from the start, some rows at a time, [at most `rows`, …].
+
+        Raises:
+            ArrayFileError: It is damaged.
+        """
+        import numpy as np
+
+        if self.fortran:
+            array = self.whole()
+            yield from (array[i : i + rows] for i in range(0, len(array), rows))
+            return
+        with self._open() as (stream, _):
+            _read_header(stream, self.name)
+            for first in range(0, self.shape[0], rows):
+                block = np.empty((min(rows, self.shape[0] - first), *self.shape[1:]), self.dtype)
+                if block.size:
+                    _fill(stream, block.reshape(-1).view(np.uint8).data, self.name)
+                yield block
+            stream.read(1)  # at the end of a member its checksum is compared
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[IO[bytes], int]]:
+        """Give the stream of the array's file or member, and its size in bytes."""
+        if self.member is None:
+            with self.path.open("rb") as stream:
+                yield stream, os.fstat(stream.fileno()).st_size
+            return
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                yield stream, self.member.file_size
+        except _DAMAGE as error:
+            raise ArrayFileError(f"it is damaged ({error})") from error
+
+
+def _enter_stored(stream: IO[bytes], member: zipfile.ZipInfo) -> None:
+    """Go to the first byte of a member that is not compressed: behind its local header."""
+    stream.seek(member.header_offset)
+    local = stream.read(30)
+    stream.seek(sum(struct.unpack("<HH", local[26:30])), os.SEEK_CUR)
+
+
+def open_arrays(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
+    """Return the arrays of an `.npz` by name, or the one of an `.npy` under its file's name; nothing but headers is read.
+
+    Raises:
+        ArrayFileError: It is neither, an array is pickled, or a header claims more than the file holds.
+    """
+    source = Path(path)
+    if source.suffix.lower() != ".npz":
+        with source.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return {source.name: _open_array(stream, size, source.name, source, None)}
+    found = {}
+    try:
+        with zipfile.ZipFile(source) as archive:
+            members = archive.infolist()
+            _check_members(members, source.stat().st_size)
+            for member in members:
+                if not member.filename.endswith(".npy"):
+                    raise ArrayFileError(f"{member.filename} is not an array")
+                name = member.filename.removesuffix(".npy")
+                with archive.open(member) as stream:
+                    found[name] = _open_array(stream, member.file_size, name, source, member)
+    except _DAMAGE as error:
+        raise ArrayFileError(f"it is not an .npz, or it is damaged ({error})") from error
+    return found
+
+
+def _open_array(
+    stream: IO[bytes], size: int, name: str, path: Path, member: zipfile.ZipInfo | None
+) -> StoredArray:
+    shape, fortran, dtype = _read_header(stream, name)
+    claimed, left = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if claimed != left:
+        raise ArrayFileError(f"array {name!r} claims {claimed} bytes, the file holds {left}")
+    return StoredArray(name, shape, dtype, fortran and len(shape) > 1, path, member)
 
 
 def _check_members(members: list[zipfile.ZipInfo], total: int) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
 from edgekit.assembly import Assembly, assemble
-from edgekit.data import Dataset, class_labels, read_data
+from edgekit.data import Dataset, class_labels, has_columns, read_data
 from edgekit.detect import host_isa
 from edgekit.devices import DeviceProfile, load_profile
 from edgekit.errors import (
@@ -33,6 +33,7 @@ from edgekit.making import Bench, Kept, make_all
 from edgekit.manifest import Artifact, Plan, Recipe, SourceInfo
 from edgekit.metrics import Metric, get_metric, infer_task, labels_needed, scored_output
 from edgekit.postprocess import check_postprocess
+from edgekit.preprocess import Preprocessor
 from edgekit.process import WorkerLimits
 from edgekit.recipes import Wanted, check_formats, check_recipes, wanted_artifacts
 from edgekit.report import Row, write_report
@@ -226,9 +227,12 @@ class _Conversion:
         elif request.source_options.requantize:
             raise UsageError("--requantize means nothing: the source is not quantized", hint="Leave it out.")
         check_recipes(request.recipes, wanted, start_of(self.kind))
+        Preprocessor(request.preprocess, driven_inputs(self.source.inputs, request.state))
         check_postprocess(request.postprocess, self.source.outputs)
         check_state(request.state, self.source.inputs, self.source.outputs)
-        self.calibration = self._read(request.calibration, "calibration data")
+        self.calibration = self._read(
+            request.calibration, "calibration data", scratch=self.factory.new_path("calibration")
+        )
         self.evaluation = self._read(
             request.evaluation, "evaluation data", labels=labels_needed(request.metric, request.task)
         )
@@ -283,17 +287,21 @@ class _Conversion:
         """Give the converters the calibration data, with the state that the source reaches on it."""
         if self.calibration is None:
             return None
-        inputs, state = self.calibration.inputs, self.request.state
-        if state:
-            inputs = with_states(inputs, self._answers(inputs), state)
-        return self.factory.store_calibration(inputs)
+        state, stream = self.request.state, self.calibration.stream
+        assert stream is not None
+        if not state:
+            return stream.folder
+        inputs = self.calibration.inputs
+        return self.factory.store_calibration(with_states(inputs, self._answers(inputs), state))
 
     def _answers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the source's outputs, in its own framework."""
         request = self.request
         return self.factory.run_source(self.kind, request.model, inputs, request.state)
 
-    def _read(self, path: Path | None, what: str, *, labels: bool = False) -> Dataset | None:
+    def _read(
+        self, path: Path | None, what: str, *, labels: bool = False, scratch: Path | None = None
+    ) -> Dataset | None:
         if path is None:
             return None
         request = self.request
@@ -301,10 +309,12 @@ class _Conversion:
             path,
             driven_inputs(self.source.inputs, request.state),
             preprocess=request.preprocess,
-            label_column=request.label_column if labels or _has_columns(path) else None,
+            label_column=request.label_column if labels or has_columns(path) else None,
             need_labels=labels,
             what=what,
             class_names=request.labels,
+            scratch=scratch,
+            seed=request.seed,
         )
 
     def _say_what_was_not_measured(self) -> None:
@@ -549,7 +559,3 @@ def _check_installed(wanted: Sequence[Wanted]) -> None:
                 f"converter {name} needs {', '.join(missing)}",
                 hint=f"Install it: pip install 'edgekit-deploy[{table[name].extra}]'",
             )
-
-
-def _has_columns(path: Path) -> bool:
-    return path.suffix.lower() == ".csv"

@@ -109,7 +109,7 @@ def evaluate(
         data: What `edgekit.data.read_data` reads.
         metric: Name of the metric; None for the task's own.
         artifact: The only artifact to consider; None to leave the choice to the plan.
-        label_column: Column of a `.csv` that holds the labels.
+        label_column: Column of a table that holds the labels.
         device: Profile to go by; None for the detected device.
         runtime: The only runtime to consider.
         allow_fallback: Whether a device or runtime given by hand may step down.

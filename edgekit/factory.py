@@ -223,6 +223,10 @@ class Factory:
                     self._float_onnx = result.converted.path
         return {name: done[recipe.route, recipe.precision].result() for name, recipe in recipes.items()}
 
+    def new_path(self, name: str) -> Path:
+        """Return a path in the scratch folder where nothing is yet."""
+        return self._path(name)
+
     def store_calibration(self, arrays: Mapping[str, np.ndarray]) -> Path:
         """Write calibration data, arrays [N, …] by canonical name, for the converters to read by the sample."""
         return store_samples(self._path("calibration"), arrays)

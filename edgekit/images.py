@@ -1,12 +1,16 @@
-"""Reading images as a model takes them: how is data in the bundle (`preprocess`), never a guess."""
+"""Pictures as a model takes them: decoded, coloured, cut, resized, scaled. How is data in the bundle, never a guess.
+
+All but decoding a file is EdgeKit's own arithmetic, the same on every processor. On a device: numpy, and Pillow for
+files.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,71 +18,70 @@ import msgspec
 import numpy as np
 
 from edgekit.errors import UnavailableError, UsageError
+from edgekit.resize import FITS, METHODS, place, resize
 from edgekit.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+#: Told the width, the height and what to call the picture; raises.
+_RefuseSize = Callable[[int, int, str], None]
+
 __all__ = [
+    "EXAMPLE",
     "SUFFIXES",
-    "ImageFolder",
+    "ImageBinding",
+    "ImageFiles",
     "ImageStep",
-    "image_step",
-    "read_image",
-    "read_image_folder",
-    "read_preprocess",
+    "Picture",
+    "find_images",
+    "image_u8_binding",
 ]
 
 #: Files that are read as images; others in a class folder are refused by name.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_CHANNELS = {"grayscale": 1, "rgb": 3}
-_MODES = {"grayscale": "L", "rgb": "RGB"}
+#: What a `--preprocess` file for pictures looks like.
+EXAMPLE = 'preprocess = [{ kind = "image", input = "NAME", scale = 0.00392156862745098 }] (pixels to [0, 1])'
+_CHANNELS = {"grayscale": 1, "rgb": 3, "bgr": 3}
 #: Pixel formats of eight bits for each channel; wider ones would be cut without a word.
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-_EXAMPLE = 'preprocess = [{ kind = "image", input = "NAME", scale = 0.00392156862745098 }] (pixels to [0, 1])'
-_FIELDS = (
-    'kind = "image", input = "NAME", color = "rgb" or "grayscale", resize = "bilinear", scale = NUMBER, '
-    "mean = [NUMBER, …], std = [NUMBER, …]"
-)
+#: Shares of red, green and blue in 65536ths: ITU-R BT.601, as Pillow rounds it.
+_LUMA = (19595, 38470, 7471)
+_LAYOUTS = ("NHWC", "NCHW")
 
 
-class ImageStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an image becomes an input: (pixel * scale - mean) / std.
+class ImageStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="image"):
+    """How a picture becomes an input: cut, resized, and (pixel · scale − mean) / std, in this order.
 
     Attributes:
-        kind: `image`.
         input: The input's name.
-        color: `rgb` or `grayscale`; empty to go by the input's channels.
-        resize: `bilinear`; None to refuse an image of another size.
+        color: `rgb`, `bgr` or `grayscale`; empty to go by the input's channels.
+        crop: What is cut out of the picture before it is resized, in its pixels: [top, left, height, width].
+        resize: `bilinear`, `nearest` or `area`; None to refuse a picture of another size. See `edgekit.resize`.
+        antialias: For `bilinear`: whether a shrinking picture is averaged (Pillow, torchvision) or sampled (Keras).
+        fit: How another proportion becomes the input's: `stretch`, `letterbox` or `center-crop`.
+        shorter_side: For `center-crop`: what the shorter side becomes first, in pixels.
+        fill: Brightness of the bars of `letterbox`, 0-255.
         scale: What a pixel (0 to 255) is multiplied by; must be given for a float input.
         mean: Subtracted after scaling: one number, or one for each channel.
         std: Divided by at the end: one number, or one for each channel.
+        layout: `NHWC` or `NCHW`; empty to go by the input's shape.
+        dtype: The input's; empty to go by the input.
     """
 
-    kind: str
     input: str
     color: str = ""
+    crop: tuple[int, int, int, int] | None = None
     resize: str | None = None
+    antialias: bool = True
+    fit: str = "stretch"
+    shorter_side: int | None = None
+    fill: int = 0
     scale: float | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """A folder of images, read.
-
-    Attributes:
-        input: The input that they are for.
-        pixels: [N, …] as that input takes them.
-        labels: int64 [N], the class of each; None where the images lie in no class folders.
-        class_names: Names of the classes.
-    """
-
-    input: str
-    pixels: np.ndarray
-    labels: np.ndarray | None
-    class_names: tuple[str, ...]
+    layout: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,80 +94,252 @@ class _Frame:
     axis: int | None
 
 
-def read_preprocess(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
-    """Read the preprocessing from a TOML file with a table `[[preprocess]]` for each step.
+class Picture:
+    """One input that is a picture, and how pictures become it; all that cannot fit is refused when it is made.
+
+    Args:
+        spec: The input.
+        step: How; None where nobody said.
+
+    Attributes:
+        spec: The input.
+        color: `rgb`, `bgr` or `grayscale`.
 
     Raises:
-        UsageError: It is not there, is no TOML, or holds something else.
+        UsageError: The input is no picture of a known size, or the step does not fit it.
     """
-    source = Path(path)
-    try:
-        tables = _load_toml(source)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read --preprocess {source}: {error}") from error
-    steps = tables.get("preprocess")
-    if set(tables) != {"preprocess"} or not isinstance(steps, list) or not steps:
-        raise UsageError(
-            f"--preprocess {source} holds no steps",
-            got=", ".join(sorted(tables)) or "nothing",
-            expected=_EXAMPLE,
+
+    def __init__(self, spec: TensorSpec, step: ImageStep | None = None) -> None:
+        self.spec, self._step = spec, step or ImageStep(spec.name)
+        _check_words(self._step)
+        self._frame = _frame(spec, self._step.layout)
+        self.color = self._step.color or ("grayscale" if self._frame.channels == 1 else "rgb")
+        _check_numbers(self._step, spec, self._frame, self.color)
+
+    @property
+    def definition(self) -> tuple[TensorSpec, dict[str, Any]]:
+        """What it is made of, as data: the input, and the step as `preprocess` has it."""
+        return self.spec, msgspec.to_builtins(self._step)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input, in pixels."""
+        return self._frame.height, self._frame.width
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input."""
+        return self._frame.channels
+
+    @property
+    def axis(self) -> int | None:
+        """Where the channels stand in a sample's shape, without the batch; None where it has none."""
+        return self._frame.axis
+
+    def read(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """Return the pixels of an image file, cut and resized: uint8 [H, W, C] of the input's size and colour.
+
+        Raises:
+            UsageError: It is no image, or not of the size that the model takes.
+            UnavailableError: Pillow is not installed.
+        """
+        return self._fitted(_decode(Path(path), self._channels_of_file, self._refuse_size), str(path))
+
+    def fit(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the pixels of a raw picture, cut and resized: uint8 [H, W, C] of the input's size and colour.
+
+        Args:
+            pixels: uint8 [H, W], gray, or [H, W, 3], RGB, 0-255.
+
+        Raises:
+            UsageError: It is no such picture, or not of the size that the model takes.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,)):
+            raise UsageError(
+                f"a picture for input {self.spec.name!r} has the wrong shape or type",
+                got=f"{pixels.dtype}{list(pixels.shape)}",
+                expected="uint8[H, W, 3] in RGB, or uint8[H, W]",
+            )
+        flat = pixels[..., None] if pixels.ndim == 2 else pixels
+        if flat.shape[2] == 3 and self.channels == 1:
+            flat = _to_gray(flat)
+        elif flat.shape[2] == 1 and self.channels == 3:
+            flat = np.repeat(flat, 3, axis=2)
+        self._refuse_size(flat.shape[1], flat.shape[0], "the picture")
+        return self._fitted(flat, "the picture")
+
+    def samples(self, pixels: np.ndarray) -> np.ndarray:
+        """Return what the model takes, scaled, in its layout and dtype: [N, …].
+
+        Args:
+            pixels: uint8 [N, H, W, C], as `read` and `fit` give them.
+        """
+        found = self.scaled(pixels)
+        if self.axis is None:
+            return found[..., 0]
+        return np.ascontiguousarray(found.transpose(0, 3, 1, 2)) if self.axis == 0 else found
+
+    def scaled(self, pixels: np.ndarray) -> np.ndarray:
+        """Return (pixel · scale − mean) / std in the input's dtype, [N, H, W, C], for uint8 [N, H, W, C]."""
+        if self.table is None:
+            return pixels.astype(self.spec.dtype)
+        return look_up(self.table, pixels)
+
+    @cached_property
+    def table(self) -> np.ndarray | None:
+        """What each byte becomes, in the input's dtype [C, 256]; None where pixels are not scaled."""
+        if not self.spec.dtype.startswith("float"):
+            return None
+        if self._step.scale is None:
+            raise UsageError(
+                f"input {self.spec.name!r} is {self.spec.dtype} and nothing says how pixels are scaled",
+                hint=f"Convert with --preprocess FILE that says: {EXAMPLE.replace('NAME', self.spec.name)}.",
+            )
+        values = np.arange(256, dtype=np.float64) * self._step.scale
+        mean, std = (
+            np.broadcast_to(np.array(numbers or (default,), np.float64), self.channels)[:, None]
+            for numbers, default in ((self._step.mean, 0.0), (self._step.std, 1.0))
         )
-    for step in steps:
-        if not isinstance(step, dict) or step.get("kind") != "image" or "input" not in step:
-            raise UsageError(f"--preprocess {source} has an unknown step", got=step, expected=_EXAMPLE)
-        _as_step(step)
-    return tuple(steps)
+        return ((values - mean) / std).astype(self.spec.dtype)
+
+    @property
+    def _channels_of_file(self) -> str:
+        return "L" if self.channels == 1 else "RGB"
+
+    def _refuse_size(self, width: int, height: int, what: str) -> None:
+        """Refuse a picture that the step cannot bring to the input's size; nothing has been decoded yet."""
+        crop, size = self._step.crop, (height, width)
+        if crop is not None:
+            top, left, rows, columns = crop
+            if top + rows > height or left + columns > width:
+                raise UsageError(
+                    f"{what} is smaller than the crop",
+                    got=f"{width} x {height}",
+                    expected=f"at least {left + columns} x {top + rows}",
+                )
+            size = rows, columns
+        if size != self.size and self._step.resize is None:
+            raise UsageError(
+                f"{what} has the wrong size",
+                got=f"{size[1]} x {size[0]}",
+                expected=f"{self.size[1]} x {self.size[0]}",
+                hint='Resize it, or convert with resize = "bilinear" in --preprocess if the model was trained so.',
+            )
+
+    def _fitted(self, pixels: np.ndarray, what: str) -> np.ndarray:
+        step = self._step
+        if step.crop is not None:
+            top, left, rows, columns = step.crop
+            pixels = pixels[top : top + rows, left : left + columns]
+        if pixels.shape[:2] != self.size:
+            pixels = self._resized(pixels, what)
+        if self.color == "bgr":
+            pixels = pixels[..., ::-1]
+        return np.ascontiguousarray(pixels)
+
+    def _resized(self, pixels: np.ndarray, what: str) -> np.ndarray:
+        step = self._step
+        goal = place(pixels.shape[:2], self.size, step.fit, step.shorter_side)
+        if goal.height * goal.width > _MOST_PIXELS:
+            raise UsageError(f"{what} is too long and thin to be resized", got=list(pixels.shape[:2]))
+        found = resize(pixels, goal.height, goal.width, str(step.resize), antialias=step.antialias)
+        if goal.top >= 0 and goal.left >= 0:
+            frame = np.full((*self.size, self.channels), step.fill, np.uint8)
+            frame[goal.top : goal.top + goal.height, goal.left : goal.left + goal.width] = found
+            return frame
+        rows, columns = self.size
+        return found[-goal.top : rows - goal.top, -goal.left : columns - goal.left]
 
 
-def _load_toml(source: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib as toml
-    else:
-        import tomli as toml
-    return toml.loads(source.read_text(encoding="utf-8"))
+#: What a picture may be resized to before it is cut, in pixels: a line of one pixel would become a huge plane.
+_MOST_PIXELS = 1 << 26
 
 
-def _as_step(step: dict[str, Any]) -> ImageStep:
-    try:
-        return msgspec.convert(step, ImageStep)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"preprocess of input {step.get('input')!r}: {error}", expected=_FIELDS) from error
+def look_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Return each channel's bytes through its own row of a table.
 
-
-def image_step(spec: TensorSpec, preprocess: Sequence[dict[str, Any]]) -> ImageStep:
-    """Return how images become the input `spec`, checked.
-
-    Raises:
-        UsageError: The preprocessing is malformed, or a float input has no scale.
+    Args:
+        table: Any dtype, [C, 256].
+        pixels: uint8 [..., C].
     """
-    steps = [
-        step
-        for step in preprocess
-        if step.get("kind") == "image" and step.get("input", spec.name) == spec.name
-    ]
-    if len(steps) > 1:
-        raise UsageError(f"preprocess has {len(steps)} image steps for input {spec.name!r}", expected="one")
-    step = _as_step({"kind": "image", "input": spec.name} | (steps[0] if steps else {}))
-    if step.color not in ("", *_CHANNELS) or step.resize not in (None, "bilinear"):
+    found = np.empty(pixels.shape, table.dtype)
+    for channel, row in enumerate(table):
+        found[..., channel] = row[pixels[..., channel]]
+    return found
+
+
+def _check_words(step: ImageStep) -> None:
+    known = (
+        ("color", step.color, ("", *_CHANNELS)),
+        ("resize", step.resize, (None, *METHODS)),
+        ("fit", step.fit, FITS),
+        ("layout", step.layout, ("", *_LAYOUTS)),
+    )
+    for name, got, expected in known:
+        if got not in expected:
+            raise UsageError(
+                f"preprocess of input {step.input!r} is unknown: {name} {got!r}",
+                expected=", ".join(word for word in expected if word),
+            )
+
+
+def _check_numbers(step: ImageStep, spec: TensorSpec, frame: _Frame, color: str) -> None:
+    where = f"preprocess of input {spec.name!r}"
+    if _CHANNELS[color] != frame.channels:
         raise UsageError(
-            f"preprocess of input {spec.name!r} is unknown",
-            got=f"color {step.color!r}, resize {step.resize!r}",
-            expected="color rgb or grayscale, resize bilinear or null",
+            f"input {spec.name!r} has {frame.channels} channels", got=f"color {color!r} in preprocess"
         )
-    if spec.dtype.startswith("float") and step.scale is None:
-        raise UsageError(
-            f"input {spec.name!r} is {spec.dtype} and nothing says how pixels are scaled",
-            hint=f"Convert with --preprocess FILE that says: {_EXAMPLE.replace('NAME', spec.name)}.",
-        )
+    if spec.dtype == "int8":
+        raise UsageError(f"input {spec.name!r} is int8, pixels are not", hint="Give an .npz.")
+    if spec.dtype == "bytes":
+        raise UsageError(f"input {spec.name!r} is text, pixels are not")
+    if step.dtype not in ("", spec.dtype):
+        raise UsageError(f"{where} has the wrong dtype", got=step.dtype, expected=spec.dtype)
     if not spec.dtype.startswith("float") and (step.scale not in (None, 1) or step.mean or step.std):
         raise UsageError(f"input {spec.name!r} is {spec.dtype}: its pixels cannot be scaled")
-    return step
+    for numbers in (step.mean, step.std):
+        if len(numbers) not in (0, 1, frame.channels) or not np.isfinite(numbers).all() or 0 in step.std:
+            raise UsageError(
+                f"{where}: mean and std do not fit",
+                got=list(numbers),
+                expected=f"1 or {frame.channels} finite numbers, std not 0",
+            )
+    if step.scale is not None and not np.isfinite(step.scale):
+        raise UsageError(f"{where}: scale is {step.scale}", expected="a finite number")
+    if step.crop is not None and (min(step.crop[:2]) < 0 or min(step.crop[2:]) < 1):
+        raise UsageError(
+            f"{where}: crop makes no sense", got=step.crop, expected="[top, left, height, width]"
+        )
+    _check_fit(step, frame, where)
 
 
-def _frame(spec: TensorSpec) -> _Frame:
+def _check_fit(step: ImageStep, frame: _Frame, where: str) -> None:
+    """Refuse what would be ignored, and what cannot be meant."""
+    if not 0 <= step.fill <= 255:
+        raise UsageError(f"{where}: fill is {step.fill}", expected="0 to 255")
+    unheeded = (
+        ("fit", step.fit != "stretch" and step.resize is None, 'resize = "bilinear"'),
+        ("antialias", not step.antialias and step.resize != "bilinear", 'resize = "bilinear"'),
+        ("fill", step.fill != 0 and step.fit != "letterbox", 'fit = "letterbox"'),
+        ("shorter_side", step.shorter_side is not None and step.fit != "center-crop", 'fit = "center-crop"'),
+    )
+    for name, idle, needed in unheeded:
+        if idle:
+            raise UsageError(f"{where}: {name} means nothing without {needed}")
+    if step.shorter_side is not None and step.shorter_side < max(frame.height, frame.width):
+        raise UsageError(
+            f"{where}: shorter_side is {step.shorter_side}",
+            expected=f"at least {max(frame.height, frame.width)}, the input's longer side",
+        )
+
+
+def _frame(spec: TensorSpec, said: str) -> _Frame:
     """Return the picture that the input wants, from its layout, else from where 1 or 3 channels can stand."""
-    shape = spec.shape[1:]
-    layout = spec.layout.upper()
+    shape, layout = spec.shape[1:], spec.layout.upper() or said
+    if said and spec.layout and said != layout:
+        raise UsageError(
+            f"preprocess of input {spec.name!r} has the wrong layout", got=said, expected=spec.layout
+        )
     if len(shape) == 2:
         frame = _Frame(shape[0], shape[1], 1, None)
     elif len(shape) == 3 and (
@@ -180,54 +355,38 @@ def _frame(spec: TensorSpec) -> _Frame:
     if frame.channels not in (1, 3) or frame.height < 1 or frame.width < 1:
         raise UsageError(
             f"input {spec.name!r} is no picture of a known size",
-            got=f"{list(spec.shape)} {spec.layout}".strip(),
+            got=f"{list(spec.shape)} {layout}".strip(),
             expected="[N, H, W, C] or [N, C, H, W] with 1 or 3 channels",
-            hint="Give an .npz.",
+            hint="Give an .npz, or the layout in --preprocess.",
         )
     return frame
 
 
-def read_image(
-    path: str | os.PathLike[str], spec: TensorSpec, preprocess: Sequence[dict[str, Any]]
-) -> np.ndarray:
-    """Read one image file as the model takes it.
-
-    Args:
-        path: The file.
-        spec: The input.
-        preprocess: The bundle's preprocessing.
-
-    Returns:
-        [1, …] with the dtype of `spec`.
-
-    Raises:
-        UsageError: It is no image, or not of the size that the model takes.
-        UnavailableError: Pillow is not installed.
-    """
-    step, frame = image_step(spec, preprocess), _frame(spec)
-    return _convert(_decode(Path(path), step, frame, spec), step, frame, spec)[None]
+def _to_gray(pixels: np.ndarray) -> np.ndarray:
+    """Return the brightness, uint8 [H, W, 1], of uint8 [H, W, 3], RGB."""
+    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
+    total = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + (1 << 15)
+    gray: np.ndarray = (total >> 16).astype(np.uint8)[..., None]
+    return gray
 
 
-def _decode(path: Path, step: ImageStep, frame: _Frame, spec: TensorSpec) -> np.ndarray:
-    """Return the picture's pixels, uint8 [H, W, C], RGB or gray."""
+def _decode(path: Path, mode: str, refuse_size: _RefuseSize) -> np.ndarray:
+    """Return the picture's pixels, uint8 [H, W, C], RGB or gray, as Pillow decodes them."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise UnavailableError(
             "images need Pillow", hint="Run: pip install 'edgekit-deploy[image]'."
         ) from error
-    color = step.color or ("grayscale" if frame.channels == 1 else "rgb")
-    if _CHANNELS[color] != frame.channels:
-        raise UsageError(
-            f"input {spec.name!r} has {frame.channels} channels", got=f"color {color!r} in preprocess"
-        )
     if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
         raise UsageError(f"image {path} is not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                pixels = np.asarray(_sized(image, path, step, frame).convert(_MODES[color]), np.uint8)
+                _refuse_format(image, path)
+                refuse_size(image.width, image.height, f"image {path}")
+                pixels = np.asarray(image.convert(mode), np.uint8)
     except FileNotFoundError as error:
         raise UsageError(f"no image at {path}") from error
     except (
@@ -241,98 +400,97 @@ def _decode(path: Path, step: ImageStep, frame: _Frame, spec: TensorSpec) -> np.
         raise UsageError(f"image {path} cannot be read: {error}") from error
     except Image.DecompressionBombWarning as error:
         raise UsageError(f"image {path} is too big to be meant: {error}") from error
-    if (frame.height, frame.width) != pixels.shape[:2]:
-        from_mode = Image.fromarray(pixels).resize((frame.width, frame.height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(from_mode, np.uint8)
-    return pixels.reshape(frame.height, frame.width, frame.channels)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _sized(image: Image, path: Path, step: ImageStep, frame: _Frame) -> Image:
-    """Return the image if its size and pixel format will do; nothing has been decoded yet."""
+def _refuse_format(image: Image, path: Path) -> None:
     if image.mode not in _EIGHT_BIT:
         raise UsageError(
             f"image {path} has pixels of the format {image.mode}", expected="8 bits for each channel"
         )
-    if image.size != (frame.width, frame.height) and step.resize is None:
-        raise UsageError(
-            f"image {path} has the wrong size",
-            got=f"{image.width} x {image.height}",
-            expected=f"{frame.width} x {frame.height}",
-            hint='Resize it, or convert with resize = "bilinear" in --preprocess if the model was trained so.',
-        )
-    return image
 
 
-def _convert(pixels: np.ndarray, step: ImageStep, frame: _Frame, spec: TensorSpec) -> np.ndarray:
-    """Return the sample: scaled, normalised, in the input's layout and dtype."""
-    if spec.dtype.startswith("float"):
-        values = pixels.astype(np.float64) * (1.0 if step.scale is None else step.scale)
-        values = values - _per_channel(step.mean, frame, 0.0, spec)
-        values = values / _per_channel(step.std, frame, 1.0, spec)
-    else:
-        values = pixels
-    if frame.axis is None:
-        values = values[:, :, 0]
-    elif frame.axis == 0:
-        values = values.transpose(2, 0, 1)
-    if spec.dtype == "int8":
-        raise UsageError(f"input {spec.name!r} is int8, pixels are not", hint="Give an .npz.")
-    return np.ascontiguousarray(values.astype(spec.dtype))
+# The second binding
 
 
-def _per_channel(numbers: Sequence[float], frame: _Frame, default: float, spec: TensorSpec) -> np.ndarray:
-    values = np.array(numbers or (default,), np.float64)
-    if (
-        len(values) not in (1, frame.channels)
-        or not np.isfinite(values).all()
-        or (default == 1.0 and not values.all())
-    ):
-        raise UsageError(
-            f"preprocess of input {spec.name!r}: mean and std do not fit", got=list(numbers),
-            expected=f"1 or {frame.channels} finite numbers, std not 0",
-        )  # fmt: skip
-    return values
+@dataclass(frozen=True)
+class ImageBinding:
+    """A second way into a model with one picture: uint8 [N, H, W, C], as cameras give it, scaled by a table.
+
+    Attributes:
+        spec: What it takes: the input's name, uint8, layout NHWC.
+        picture: How bytes become what the model takes; exactly what the float path gives, for every byte.
+    """
+
+    spec: TensorSpec
+    picture: Picture
+
+    def feed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the model's feed.
+
+        Args:
+            pixels: uint8 [N, H, W, C] of the input's size and colour.
+
+        Raises:
+            UsageError: Another shape or type.
+        """
+        if pixels.dtype != np.uint8 or not self.spec.accepts(pixels.shape):
+            raise UsageError(
+                f"input {self.spec.name!r} as image-u8 takes something else",
+                got=f"{pixels.dtype}{list(pixels.shape)}",
+                expected=f"uint8{list(self.spec.shape)}",
+            )
+        return {self.spec.name: self.picture.samples(pixels)}
 
 
-def read_image_folder(
-    folder: Path,
-    inputs: Sequence[TensorSpec],
-    preprocess: Sequence[dict[str, Any]],
-    class_names: Sequence[str],
-    what: str,
-) -> ImageFolder:
-    """Read a folder of class folders of images; or of images alone, which then have no labels.
+def image_u8_binding(pictures: Sequence[Picture], inputs: Sequence[TensorSpec]) -> ImageBinding | None:
+    """Return the binding for cameras; None unless the model takes one picture and says how bytes are scaled.
+
+    Args:
+        pictures: Those of `edgekit.preprocess.Preprocessor`.
+        inputs: What the model takes.
+    """
+    if len(inputs) != 1 or len(pictures) != 1:
+        return None
+    (picture,) = pictures
+    spec = TensorSpec(
+        picture.spec.name, "uint8", (inputs[0].shape[0], *picture.size, picture.channels), "NHWC"
+    )
+    return ImageBinding(spec, picture)
+
+
+# Folders
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The image files of a folder.
+
+    Attributes:
+        paths: In order.
+        labels: int64 [N], the class of each; None where the images lie in no class folders.
+        class_names: Names of the classes.
+    """
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+
+
+def find_images(folder: Path, class_names: Sequence[str], what: str) -> ImageFiles:
+    """Return the files of a folder of class folders of images; or of images alone, which then have no labels.
 
     Args:
         folder: The folder.
-        inputs: What the model takes: one picture.
-        preprocess: The bundle's preprocessing.
         class_names: The model's class names; empty to take the folders' names in alphabetical order, as Keras
             and torchvision do.
         what: What to call the data in messages.
     """
-    if len(inputs) != 1:
-        raise UsageError(
-            f"{what} {folder}: images are for a model with one input", got=len(inputs), hint="Give an .npz."
-        )
-    spec = inputs[0]
-    step, frame = image_step(spec, preprocess), _frame(spec)
     groups = _image_files(folder, what)
     names = _class_order(sorted(name for name in groups if name), class_names, folder, what)
     files = [(path, name) for name in sorted(groups) for path in groups[name]]
-    pixels = np.empty((len(files), *_sample_shape(frame)), spec.dtype)
-    for index, (path, _) in enumerate(files):
-        pixels[index] = _convert(_decode(path, step, frame, spec), step, frame, spec)
     labels = np.array([names.index(name) for _, name in files], np.int64) if names else None
-    return ImageFolder(spec.name, pixels, labels, names)
-
-
-def _sample_shape(frame: _Frame) -> tuple[int, ...]:
-    if frame.axis is None:
-        return frame.height, frame.width
-    if frame.axis == 0:
-        return frame.channels, frame.height, frame.width
-    return frame.height, frame.width, frame.channels
+    return ImageFiles(tuple(path for path, _ in files), labels, names)
 
 
 def _image_files(folder: Path, what: str) -> dict[str, list[Path]]:

@@ -215,7 +215,7 @@ class Examination:
     def _calibration_fit(self) -> tuple[CalibrationFit, ...]:
         if self.calibration is None or self.evaluation is None:
             return ()
-        return tuple(_rounded(f) for f in compare_ranges(self.calibration.inputs, self.evaluation.inputs))
+        return tuple(_rounded(f) for f in compare_ranges(self.calibration.values, self.evaluation.values))
 
 
 def _in_half(preference: RuntimePreference, format_: str, precision: str) -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 from edgekit.data import read_data
 from edgekit.errors import UsageError
 from edgekit.golden import run_samples
-from edgekit.images import SUFFIXES, read_image
+from edgekit.images import SUFFIXES
 from edgekit.metrics import both_classes, detections_in, scored_output
 from edgekit.postprocess import detections
+from edgekit.preprocess import Preprocessor
 from edgekit.sequences import driven_inputs
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def read_input(model: Model, path: Path, label_column: str | None = None) -> dic
 
     Args:
         model: Says what it takes, and how pictures become that.
-        path: One image file, a folder of images, `.npz`, `.npy` or `.csv`.
+        path: One image file, a folder of images, `.npz`, `.npy`, `.csv` or `.parquet`.
         label_column: A column of a `.csv` that is no feature, and left out.
 
     Raises:
@@ -98,8 +99,7 @@ def read_input(model: Model, path: Path, label_column: str | None = None) -> dic
             raise UsageError(
                 f"{path} is one picture, {model.name} takes {len(inputs)} inputs", hint="Give an .npz."
             )
-        spec = inputs[0]
-        return {spec.name: read_image(path, spec, manifest.preprocess)}
+        return Preprocessor(manifest.preprocess, inputs).image(path, f"{model.name}: {path}")
     data = read_data(
         path,
         inputs,
@@ -107,8 +107,9 @@ def read_input(model: Model, path: Path, label_column: str | None = None) -> dic
         label_column=label_column,
         what="input data",
         class_names=manifest.labels,
+        every_row=True,
     )
-    return data.inputs
+    return dict(data.inputs)
 
 
 def top_classes(

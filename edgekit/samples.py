@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ __all__ = ["Samples", "gather_samples", "synthetic_inputs"]
 Arrays = dict[str, np.ndarray]
 
 _GOLDEN_CANDIDATES = 128
+#: Bytes of parity inputs, beyond the fewest samples: they are held in memory, here and in the workers.
+_MOST_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,24 @@ def gather_samples(
     if data is None:
         count = 2 * max(limits.parity_samples, STEPS)
         return Samples(tuple(specs), synthetic_inputs(specs, count, seed), 0, None, seed, fed_back)
-    most = min(data.n, limits.parity_most)
+    most = min(data.n, _most_rows(specs, limits))
     rows = np.arange(most) if state else np.unique(np.linspace(0, data.n - 1, most).astype(np.int64))
-    parity = {name: values[rows] for name, values in data.inputs.items()}
+    parity = data.take(rows)
     missing = limits.parity_samples - len(rows)
     if missing > 0:
         noise = synthetic_inputs(specs, missing, seed, like=parity)
         parity = {name: np.concatenate([values, noise[name]]) for name, values in parity.items()}
     return Samples(tuple(specs), parity, len(rows), evaluation, seed, fed_back)
+
+
+def _most_rows(specs: Sequence[TensorSpec], limits: DataLimits) -> int:
+    """Return how many samples may be parity inputs: fewer of large ones, never fewer than parity needs."""
+    one = sum(math.prod(sample_shape(spec)) * np.dtype(_numpy_name(spec)).itemsize for spec in specs)
+    return min(limits.parity_most, max(limits.parity_samples, _MOST_BYTES // max(1, one)))
+
+
+def _numpy_name(spec: TensorSpec) -> str:
+    return spec.dtype if spec.dtype != "bytes" else "O"
 
 
 def synthetic_inputs(
@@ -140,7 +153,7 @@ def synthetic_inputs(
     arrays: Arrays = {}
     for spec in specs:
         shape = (n, *sample_shape(spec)[1:])
-        kind = np.dtype(spec.dtype if spec.dtype != "bytes" else "O").kind
+        kind = np.dtype(_numpy_name(spec)).kind
         low, high = _span(spec.dtype) if like is None else _ends(like[spec.name])
         if kind == "f":
             arrays[spec.name] = (low + (high - low) * random.random(shape)).astype(spec.dtype)

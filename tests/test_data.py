@@ -15,7 +15,7 @@ import pytest
 
 from edgekit.data import class_labels, fit_array, read_data, read_preprocess
 from edgekit.errors import UnavailableError, UsageError
-from edgekit.images import read_image
+from edgekit.preprocess import Preprocessor
 from edgekit.tensors import TensorSpec
 
 pytestmark = pytest.mark.device
@@ -28,6 +28,10 @@ PAIR = (TensorSpec("a", "float32", (-1, 2)), TensorSpec("b", "int64", (-1, 1)))
 def npz(folder: Path, **arrays: Any) -> Path:
     np.savez(folder / "data.npz", **arrays)
     return folder / "data.npz"
+
+
+def read_image(path: Path, spec: TensorSpec, steps: Sequence[dict[str, Any]]) -> np.ndarray:
+    return Preprocessor(steps, [spec]).image(path, "the picture")[spec.name]
 
 
 def pictures(n: int = 4) -> np.ndarray:
@@ -110,7 +114,6 @@ def test_damaged_and_unknown_files(tmp_path: Path) -> None:
     refuses("no evaluation data at .*nowhere.npz", tmp_path / "nowhere.npz", [PICTURE])
     refuses("no calibration data at", tmp_path / "nowhere", [PICTURE], what="calibration data")
     for name, fault in (
-        ("a.parquet", "Parquet is not supported yet"),
         ("a.mat", "no known kind: got .mat"),
         ("a", "no suffix"),
     ):
@@ -456,7 +459,7 @@ def test_preprocessing_that_makes_no_sense(tmp_path: Path, step: dict[str, Any],
 
 def test_two_steps_for_one_input(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", gray())
-    refuses("preprocess has 2 image steps", tmp_path, [PICTURE], preprocess=SCALED * 2)
+    refuses("preprocess has 2 steps for input .image.", tmp_path, [PICTURE], preprocess=SCALED * 2)
 
 
 def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,8 +496,11 @@ def test_preprocess_file(tmp_path: Path) -> None:
         ("[[steps]]\na = 1", "holds no steps: got steps"),
         ("preprocess = 3", "holds no steps"),
         ('[[preprocess]]\nkind = "audio"\ninput = "a"', "unknown step"),
-        ('[[preprocess]]\nkind = "image"', "unknown step"),
-        ('[[preprocess]]\nkind = "image"\ninput = "a"\nsize = 3', "unknown field `size`.*resize = .bilinear"),
+        ('[[preprocess]]\nkind = "image"', "missing required field `input`"),
+        (
+            '[[preprocess]]\nkind = "image"\ninput = "a"\nsize = 3',
+            "unknown field `size`.*expected kind = .image., input, color, crop, resize",
+        ),
     ],
 )
 def test_preprocess_files_that_say_something_else(tmp_path: Path, text: str, fault: str) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from edgekit.cli import COMMANDS
-from edgekit.images import ImageStep, read_preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
@@ -124,13 +123,3 @@ def test_examples_in_docstrings_run(module: str) -> None:
 def test_the_lock_script_merges_pins_as_its_example_says() -> None:
     failed, tried = doctest.testmod(import_module("lock"))
     assert (failed, tried > 0) == (0, True)
-
-
-def test_the_preprocess_example_is_read_and_all_its_fields_are_there(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "pixels.toml").write_text(example)
-    (step,) = read_preprocess(tmp_path / "pixels.toml")
-    assert step["kind"] == "image"
-    section = page.partition("### `--preprocess`")[2]
-    assert {name for name in ImageStep.__struct_fields__ if f"`{name}`" not in section} == set()

@@ -28,7 +28,7 @@ _MOST_VALUES = 16
 @click.command()
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.argument("data", metavar="INPUT", type=click.Path(path_type=Path))
-@click.option("--label-column", metavar="NAME", help="A column of a .csv file to leave out.")
+@click.option("--label-column", metavar="NAME", help="A column of a .csv or .parquet file to leave out.")
 @click.option("--device", metavar="ID", help="Go by this device profile instead of the detected device.")
 @click.option("--runtime", metavar="RUNTIME", help="Use this runtime: litert, onnxruntime, openvino, null.")
 @click.option(
@@ -58,8 +58,8 @@ def run(
 ) -> None:
     """Predict on arrays or image files.
 
-    BUNDLE is a folder or an .edgekit file. INPUT is .npz (arrays by input name), .npy, .csv, an image or a
-    folder of images, which are numbered in the order of their names. Samples are run one at a time; nothing is
+    BUNDLE is a folder or an .edgekit file. INPUT is .npz (arrays by input name), .npy, .csv, .parquet, an image or
+    a folder of images, which are numbered in the order of their names. Samples are run one at a time; nothing is
     recorded for the monitor.
     """
     from edgekit.cli.output import progress_bar
