@@ -98,14 +98,12 @@ def _parts(model: onnx.ModelProto, layers: Sequence[onnx.NodeProto]) -> Iterator
         nodes = moving[start : end + 1]
         later = {name for node in moving[end + 1 :] for name in (*node.input, *_inner_reads(node))}
         made = {name for node in nodes for name in node.output if name}
-        reads = (
-            {name for node in nodes for name in (*node.input, *_inner_reads(node)) if name} - made - stored
-        )
-        helped = _needed_constants(reads, constants)
+        read = {name for node in nodes for name in (*node.input, *_inner_reads(node)) if name} - made - stored
+        helped = _needed_constants(read, constants)
         yield _Part(
             (*helped, *nodes),
             nodes[-1],
-            tuple(sorted(reads - set(constants))),
+            tuple(sorted(read - set(constants))),
             tuple(sorted(made & (later | {nodes[-1].output[0]}))),
         )
         start = end + 1

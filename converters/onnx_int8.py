@@ -13,6 +13,7 @@ from edgekit.calibration import Range
 from edgekit.canonical import save_canonical, sort_nodes
 from edgekit.converters.base import Converter, Rung, SourceModel
 from edgekit.converters.onnx_bias import correct_biases
+from edgekit.converters.onnx_equalise import equalise, equalise_like
 from edgekit.converters.onnx_layers import layer_ratios
 from edgekit.converters.onnx_policy import Choice, candidates, choose
 from edgekit.converters.onnx_prepare import Prepared, prepare
@@ -34,7 +35,8 @@ class OnnxToInt8(Converter):
     Options of the recipe, from the target's profile: `activation` (`uint8` or `int8`), `symmetric_activations`
     (activations with zero point 0, as TensorRT needs), `reduce_range` (7-bit weights, for x86 without VNNI,
     where u8×s8 products saturate), `per_channel`; from the ladder: `bias_correction` (`fast`: every layer on
-    float inputs; `full`: one after the other, on the inputs that the layers before leave).
+    float inputs; `full`: one after the other, on the inputs that the layers before leave), `equalise` (outlier
+    channels of normalisations go into the weights behind them).
     """
 
     sources = ("onnx",)
@@ -49,6 +51,7 @@ class OnnxToInt8(Converter):
         Rung("percentile"),
         Rung("mse", {"bias_correction": "full"}),
         Rung("minmax", {"bias_correction": "full"}),
+        Rung("minmax", {"equalise": True, "bias_correction": "full"}),
     )
     keeps_float = True
 
@@ -56,7 +59,7 @@ class OnnxToInt8(Converter):
         """Write one `.onnx`; its names derive from the canonical ones, so its bytes are stable."""
         path = folder / "model.onnx"
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            prepared = prepare(source.path, Path(scratch))
+            prepared = _ready(source.path, recipe, calibration, Path(scratch))
         model = quantize(prepared, recipe, calibration)
         correction = str(recipe.options.get("bias_correction", ""))
         if correction:
@@ -66,13 +69,27 @@ class OnnxToInt8(Converter):
         save_canonical(model, str(path))
         return path
 
-    def layers(self, source: SourceModel, recipe: Recipe, made: Path, samples: Samples) -> dict[str, float]:  # noqa: ARG002
+    def layers(self, source: SourceModel, recipe: Recipe, made: Path, samples: Samples) -> dict[str, float]:
         """Return each layer's own ratio: what it makes in integers of the float network's values."""
         import onnx
 
         with tempfile.TemporaryDirectory() as scratch:
             prepared = prepare(source.path, Path(scratch))
-        return layer_ratios(prepared, onnx.load(str(made)), samples)
+        quantized = onnx.load(str(made))
+        if recipe.options.get("equalise"):
+            prepared = equalise_like(prepared, quantized)
+        return layer_ratios(prepared, quantized, samples)
+
+
+def _ready(path: Path, recipe: Recipe, samples: Samples, scratch: Path) -> Prepared:
+    """Return the float model as the recipe quantizes it."""
+    prepared = prepare(path, scratch)
+    if not recipe.options.get("equalise"):
+        return prepared
+    equalised = equalise(prepared, samples)
+    if equalised is None:
+        raise ConversionError("equalise: the model has no channels that it would make more alike")
+    return equalised
 
 
 def _sequential(correction: str) -> bool:
@@ -98,10 +115,11 @@ def quantize(prepared: Prepared, recipe: Recipe, calibration: Samples) -> Any:
             raise ConversionError(f"the model has no layer {layer!r} to keep in float")
     symmetric = bool(recipe.options["symmetric_activations"])
     method = recipe.calibration or "minmax"
-    found = ranges(prepared, candidates(prepared), calibration, method, symmetric=symmetric)
-    choice = choose(prepared, found, recipe.float_layers)
-    if not choice.layers:
+    tensors = candidates(prepared)
+    if not tensors:
         raise ConversionError("no layer of the model has weights that integers could hold")
+    found = ranges(prepared, tensors, calibration, method, symmetric=symmetric)
+    choice = choose(prepared, found, recipe.float_layers)
     return _write_pairs(prepared, choice, found, recipe)
 
 

@@ -172,14 +172,16 @@ def _activated(prepared: Prepared, name: str, values: np.ndarray) -> np.ndarray:
 
     node = prepared.maker[name]
     if node.op_type == "Relu":
-        return np.maximum(values, 0.0)
+        rectified: np.ndarray = np.maximum(values, 0.0)
+        return rectified
     low, high = (
         float(prepared.array(node.input[i]))
         if len(node.input) > i and node.input[i] in prepared.weights
         else end
         for i, end in ((1, -math.inf), (2, math.inf))
     )
-    return np.clip(values, low, high)
+    clipped: np.ndarray = np.clip(values, low, high)
+    return clipped
 
 
 def decibels(signal: float, noise: float) -> float:

@@ -89,16 +89,12 @@ def choose(prepared: Prepared, ranges: Mapping[str, Range], kept: Collection[str
         kept: Layers that the recipe keeps in float.
     """
     nodes = prepared.model.graph.node
-    biases = {add.name for node in nodes if (add := prepared.bias_add(node)) is not None}
+    left = {*kept, *_mixed(prepared, ranges)}
+    left |= {add.name for node in nodes if (add := prepared.bias_add(node)) is not None}
     chosen = {
         node.name
         for node in nodes
-        if node.name not in kept
-        and (
-            _is_heavy(prepared, node)
-            or node.op_type in MOVES
-            or (node.op_type in LIGHT and node.name not in biases and not _unlike(prepared, node, ranges))
-        )
+        if node.name not in left and (_is_heavy(prepared, node) or node.op_type in (*LIGHT, *MOVES))
     }
     while dropped := {n.name for n in nodes if n.name in chosen and not _belongs(prepared, n, chosen)}:
         chosen -= dropped
@@ -106,7 +102,9 @@ def choose(prepared: Prepared, ranges: Mapping[str, Range], kept: Collection[str
         name
         for node in nodes
         for name in node.output
-        if name in prepared.read_inside or (node.name in chosen and _ends_in_float(prepared, node, chosen))
+        if name in prepared.read_inside
+        or (node.name in chosen and _ends_in_float(prepared, node, chosen))
+        or (node.name in chosen and _feeds(prepared, name, kept, chosen))
     }
     return Choice(frozenset(chosen), frozenset(floats | (prepared.read_inside & prepared.floats)))
 
@@ -124,6 +122,18 @@ def _is_heavy(prepared: Prepared, node: onnx.NodeProto) -> bool:
         and prepared.weights[name].data_type == 1
         and node.input[0] in prepared.floats
     )
+
+
+def _mixed(prepared: Prepared, ranges: Mapping[str, Range]) -> set[str]:
+    """Return joints of parts that cannot share a scale, and all that would read them with the one scale."""
+    names: set[str] = set()
+    tensors: set[str] = set()
+    for node in prepared.model.graph.node:
+        if _unlike(prepared, node, ranges) or tensors.intersection(node.input):
+            names.add(node.name)
+            if node.op_type == "Concat" or node.op_type in MOVES:
+                tensors.update(node.output)
+    return names
 
 
 def _unlike(prepared: Prepared, node: onnx.NodeProto, ranges: Mapping[str, Range]) -> bool:
@@ -157,3 +167,18 @@ def _ends_in_float(prepared: Prepared, node: onnx.NodeProto, chosen: Collection[
     if node.op_type not in ("Gemm", "MatMul"):
         return False
     return not any(_is_wanted(prepared, name, chosen) for name in node.output)
+
+
+def _feeds(prepared: Prepared, name: str, kept: Collection[str], chosen: Collection[str]) -> bool:
+    """Tell a tensor that only floats read, a layer among them that the recipe keeps: it is kept for what it reads."""
+    readers = prepared.readers.get(name, [])
+    if not kept or any(reader.name in chosen for reader in readers):
+        return False
+    return any(
+        reader.name in kept
+        or (
+            reader.op_type in (*LIGHT, *MOVES)
+            and any(_feeds(prepared, output, kept, chosen) for output in reader.output)
+        )
+        for reader in readers
+    )

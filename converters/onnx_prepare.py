@@ -89,12 +89,12 @@ class Prepared:
     def bias_of(self, node: onnx.NodeProto) -> str:
         """Return the name of the bias that shifts a layer's channels, one value for each; empty if it has none."""
         if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
-            name = node.input[2] if len(node.input) > 2 else ""  # the third input is the bias
+            name: str = node.input[2] if len(node.input) > 2 else ""  # the third input is the bias
             return name if name in self.weights and len(self.weights[name].dims) == 1 else ""
         add = self.bias_add(node)
         if add is None:
             return ""
-        return next(name for name in add.input if name in self.weights)
+        return str(next(name for name in add.input if name in self.weights))
 
     def bias_add(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """Return the addition that shifts the channels of a MatMul by stored values, if that is all that reads it."""
@@ -222,7 +222,7 @@ def _bias_place(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> i
 
 def _channels(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> int:
     numbers = {a.name: a.i for a in node.attribute}
-    dims = list(weights[node.input[1]].dims)
+    dims: list[int] = list(weights[node.input[1]].dims)
     if node.op_type == "Gemm":
         return dims[0 if numbers.get("transB", 0) else 1]
-    return dims[1] * numbers.get("group", 1) if node.op_type == "ConvTranspose" else dims[0]
+    return dims[1] * int(numbers.get("group", 1)) if node.op_type == "ConvTranspose" else dims[0]

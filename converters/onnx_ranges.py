@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-__all__ = ["ranges", "run_each", "sizes"]
+__all__ = ["ranges", "run_each", "showing", "sizes"]
 
 #: Values that one run may leave in memory for this module to look at; more are looked at in several runs.
 _MOST_VALUES = 1 << 24

@@ -41,18 +41,18 @@ def store_rows(model: onnx.ModelProto) -> None:
         integers, scales = _rows(table)
         graph.initializer.remove(tensor)
         name = tensor.name
-        graph.initializer.append(numpy_helper.from_array(integers, f"{name}_rows"))
-        graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scales"))
+        graph.initializer.append(numpy_helper.from_array(integers, f"{name}/rows"))
+        graph.initializer.append(numpy_helper.from_array(scales, f"{name}/scales"))
         for node in rows:
             at = next(i for i, other in enumerate(graph.node) if other.name == node.name)
-            found, scale = f"{node.output[0]}_row", f"{node.output[0]}_scale"
+            found, scale = f"{node.output[0]}/row", f"{node.output[0]}/row_scale"
             several = [
                 helper.make_node(
-                    "Gather", [f"{name}_rows", node.input[1]], [found], f"{node.name}_row", axis=0
+                    "Gather", [f"{name}/rows", node.input[1]], [found], f"{node.name}_row", axis=0
                 ),
                 helper.make_node("Cast", [found], [f"{found}_float"], f"{node.name}_cast", to=1),
                 helper.make_node(
-                    "Gather", [f"{name}_scales", node.input[1]], [scale], f"{node.name}_scale", axis=0
+                    "Gather", [f"{name}/scales", node.input[1]], [scale], f"{node.name}_scale", axis=0
                 ),
                 helper.make_node("Mul", [f"{found}_float", scale], [node.output[0]], f"{node.name}_real"),
             ]
@@ -88,14 +88,14 @@ def store_channels(model: onnx.ModelProto) -> None:
         integers, scales = _channels(table, axis)
         name = f"{weights.name}_{axis}"
         stored = [tensor.name for tensor in graph.initializer]
-        if f"{name}_integers" not in stored:
-            graph.initializer.append(numpy_helper.from_array(integers, f"{name}_integers"))
-            graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scales"))
-            pair = [f"{name}_integers", f"{name}_scales"]
+        if f"{name}/integers" not in stored:
+            graph.initializer.append(numpy_helper.from_array(integers, f"{name}/integers"))
+            graph.initializer.append(numpy_helper.from_array(scales, f"{name}/scales"))
+            pair = [f"{name}/integers", f"{name}/scales"]
             graph.node.insert(
-                0, helper.make_node("DequantizeLinear", pair, [f"{name}_real"], f"{name}_node", axis=axis)
+                0, helper.make_node("DequantizeLinear", pair, [f"{name}/real"], f"{name}_node", axis=axis)
             )
-        node.input[1] = f"{name}_real"
+        node.input[1] = f"{name}/real"
 
 
 def _channels(table: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
