@@ -69,14 +69,19 @@ def _by_converter(model: onnx.ModelProto, most: int) -> onnx.ModelProto:
 
 def _as_functions(model: onnx.ModelProto, most: int) -> onnx.ModelProto:
     """Write operators that opset `most` lacks by the functions that define them, as far as they have one."""
+    import onnx
     from onnx import inliner
 
     newer = sorted({node.op_type for node in _nodes(model.graph) if _is_newer(node, opset_of(model), most)})
     if not newer:
         return model
+    typed = onnx.shape_inference.infer_shapes(model)  # the functions of some operators depend on types
+    for tensor in typed.graph.initializer:
+        kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        typed.graph.value_info.append(kind)
     try:
         return inliner.inline_selected_functions(
-            model, [("", name) for name in newer], inline_schema_functions=True
+            typed, [("", name) for name in newer], inline_schema_functions=True
         )
     except RuntimeError:  # a type is unknown: the operator stays, and is refused by name
         return model
@@ -142,6 +147,8 @@ class _Lowering:
         old, new = _schema(node.op_type, self.most), _schema(node.op_type, self.opset)
         if old is None or new is None:
             raise self._refusal(node, new, "the operator is newer")
+        if old.deprecated or self.most < _CHANGED.get(node.op_type, 0) <= self.opset:
+            raise self._refusal(node, new, "the older form means something else")
         if old.since_version == new.since_version:
             return
         rewrite = _REWRITES.get(node.op_type)
