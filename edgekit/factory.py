@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.check.survey import Surveyed
 from edgekit.converters import CONVERTERS, Converted, get_converter
 from edgekit.errors import ConversionError, EdgeKitError, MachineError
 from edgekit.manifest import Option, Recipe
@@ -28,6 +29,7 @@ from edgekit.tasks import (
     RunSource,
     Score,
     Scored,
+    Survey,
     Task,
 )
 
@@ -100,6 +102,12 @@ class Factory:
         described = next((a.described for a in answers if a.described is not None), None)
         assert described is not None
         return described
+
+    def survey(self, kind: str, model: Path, opset: int) -> Surveyed:
+        """Return what the source holds; `opset` is the newest that the target reads."""
+        task = Survey(kind, str(model.absolute()), opset, self._options)
+        answers = self._ask(source_class(kind).environment, task)
+        return next(a.surveyed for a in answers if a.surveyed is not None)
 
     def run_source(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgekit.check.survey import Surveyed
 from edgekit.converters.base import Converted
 from edgekit.manifest import Option, Recipe
 from edgekit.sources.base import SourceOptions
@@ -19,6 +20,7 @@ __all__ = [
     "RunSource",
     "Score",
     "Scored",
+    "Survey",
     "Task",
 ]
 
@@ -132,7 +134,16 @@ class Described(msgspec.Struct, frozen=True):
     quantized: str = ""
 
 
-Task = Describe | RunSource | Convert | MeasureLayers | Score | FindPeak
+class Survey(msgspec.Struct, frozen=True, tag=True):
+    """Read what a source holds, without converting it; `opset` is the newest that the target reads."""
+
+    kind: str
+    path: str
+    opset: int
+    options: SourceOptions = SourceOptions()
+
+
+Task = Survey | Describe | RunSource | Convert | MeasureLayers | Score | FindPeak
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -148,6 +159,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     part: Converted | None = None
     scored: Scored | None = None
     described: Described | None = None
+    surveyed: Surveyed | None = None
     peak: float | None = None
     layers: dict[str, float] | None = None
     done: bool = False

@@ -35,6 +35,7 @@ from edgekit.tasks import (
     RunSource,
     Score,
     Scored,
+    Survey,
     Task,
 )
 
@@ -80,6 +81,12 @@ def _describe(task: Describe) -> Iterator[Answer]:
     yield Answer(
         described=Described(source.inputs, source.outputs, source.tools, source.notes, source.quantized)
     )
+
+
+def _survey(task: Survey) -> Iterator[Answer]:
+    from edgekit.check.surveyors import survey
+
+    yield Answer(surveyed=survey(task.kind, Path(task.path), task.options, task.opset))
 
 
 def _run_source(task: RunSource) -> Iterator[Answer]:
@@ -216,6 +223,7 @@ def _peak_mib() -> float:
 
 _WORK: dict[type, Callable[..., Iterator[Answer]]] = {
     Describe: _describe,
+    Survey: _survey,
     RunSource: _run_source,
     Convert: _convert,
     MeasureLayers: _measure_layers,
