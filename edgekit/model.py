@@ -9,11 +9,12 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import overload
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 import numpy as np
 
@@ -26,8 +27,15 @@ from edgekit.monitor.monitor import ModelMonitor
 from edgekit.monitor.outbox import Outbox
 from edgekit.monitor.recorder import Recorder
 from edgekit.runtimes import Session
+from edgekit.sequences import driven_inputs
 from edgekit.state import open_state
 from edgekit.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from edgekit.preprocess import Preprocessor
+
+    #: What preprocessing may take: a path, a text or several, a table's columns by name.
+    Raw = str | os.PathLike[str] | Sequence[str] | Mapping[str, Any]
 
 __all__ = ["BOOT_SAMPLES", "Model", "load", "monitor_for", "start"]
 
@@ -66,6 +74,9 @@ class Model:
         self._run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = session.run
         self._only_input = self.inputs[0].name if len(self.inputs) == 1 else ""
         self._only_output = self.outputs[0].name if len(self.outputs) == 1 else ""
+        # pixels are told from what the model takes by their type, and by their axes where that is the same
+        pictured = any(step.get("kind") == "image" for step in manifest.preprocess) and self._only_input
+        self._raw_axes = _raw_axes(self.inputs[0]) if pictured else ()
         self._let_go = weakref.finalize(self, _let_go, session, None, None)
         _LOADED.add(self)
 
@@ -96,27 +107,37 @@ class Model:
             monitor.record(outputs, perf_counter() - begin)
         return outputs
 
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        """How raw pictures, tables and texts become what the model takes."""
+        from edgekit.preprocess import Preprocessor
+
+        return Preprocessor(self.manifest.preprocess, driven_inputs(self.inputs, self.manifest.state))
+
     @overload
-    def predict(self, x: np.ndarray) -> np.ndarray | dict[str, np.ndarray]: ...
+    def predict(self, x: np.ndarray | Raw) -> np.ndarray | dict[str, np.ndarray]: ...
 
     @overload
     def predict(self, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
-    def predict(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+    def predict(self, x: np.ndarray | Raw | Mapping[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
         """Run once; may be called from several threads, which then take turns.
 
         Args:
             x: The array for a model with one input; else arrays by input name. The first axis is the batch.
+                Or what the bundle's preprocessing turns into that: a raw picture, uint8 [H, W, 3] in RGB or [H, W];
+                pictures of the model's size, uint8 [N, H, W, C]; the path of an image file; a text or a list of
+                texts; a table's columns by name.
 
         Returns:
-            What the caller may keep: the array, if an array was given and the model has one output; else
-            arrays by output name.
+            What the caller may keep: the array, if something else than arrays by name was given and the model has
+            one output; else arrays by output name.
 
         Raises:
             UsageError: A name, dtype or shape does not fit; the message says which.
             MachineError: The runtime failed.
         """
-        feed = {self._only_input: x} if isinstance(x, np.ndarray) and self._only_input else self._as_feed(x)
+        feed = {self._only_input: x} if self._is_feed(x) else self._as_feed(x)
         with self.lock:
             outputs = self.infer(feed)
             if not self.session.fresh_outputs:
@@ -125,7 +146,21 @@ class Model:
             return outputs[self._only_output]
         return outputs
 
+    def _is_feed(self, x: object) -> TypeGuard[np.ndarray]:
+        """Tell the array of a single input from everything else, raw pixels among it."""
+        if not isinstance(x, np.ndarray) or not self._only_input:
+            return False
+        return not (x.ndim in self._raw_axes and x.dtype == np.uint8)
+
     def _as_feed(self, x: object) -> Mapping[str, np.ndarray]:
+        whole = not self.manifest.preprocess or (
+            isinstance(x, Mapping) and {s.name for s in self.inputs} <= set(x)
+        )
+        if isinstance(x, Mapping) and whole:
+            return x
+        prepared = self.preprocessor.prepare(x) if self.manifest.preprocess else None
+        if prepared is not None:
+            return prepared
         if isinstance(x, Mapping):
             return x
         names = ", ".join(spec.name for spec in self.inputs)
@@ -192,6 +227,13 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _raw_axes(spec: TensorSpec) -> tuple[int, ...]:
+    """Return how many axes an array of bytes has that is no feed for this input, but pixels."""
+    if spec.dtype != "uint8":
+        return (2, 3, 4)
+    return tuple(axes for axes in (2, 3) if axes != len(spec.shape))
 
 
 _LOADED: weakref.WeakSet[Model] = weakref.WeakSet()
