@@ -162,7 +162,7 @@ def run_child(task: dict[str, Any], folder: Path, module: str = "tests.models.ba
     with log.open("wb") as stream:
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(task_path)],
-            cwd=ROOT, stdout=stream, stderr=stream, env=_environment(), start_new_session=True,
+            cwd=folder, stdout=stream, stderr=stream, env=_environment(), start_new_session=True,
             preexec_fn=_limit_memory,  # noqa: PLW1509  # this program starts no thread before it
         )  # fmt: skip
     timer = threading.Timer(TIME_LIMIT_S, os.killpg, (child.pid, signal.SIGKILL))
@@ -190,7 +190,14 @@ def _limit_memory() -> None:
 
 
 def _environment() -> dict[str, str]:
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1", "PYTHONHASHSEED": "0"}
+    # tools leave files where they run: that is not here
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    quiet = {
+        "PYTHONPATH": paths,
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "PYTHONHASHSEED": "0",
+    }
     return {**os.environ, **quiet}
 
 
