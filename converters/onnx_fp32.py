@@ -41,12 +41,12 @@ class OnnxToOnnx(Converter):
         folder: Path,
     ) -> Path:
         """Write one `.onnx` in canonical form, and its weights beside it where one file cannot hold them."""
-        import onnx
+        from onnx import inliner
 
         model = read_model(source.path, weights=False)
         if opset_of(model) > int(recipe.options["opset"]):
             if model.functions:
-                model = onnx.inliner.inline_local_functions(model)
+                model = inliner.inline_local_functions(model)
             model.graph.CopyFrom(fold_constants(model.graph))
             model = lower(model, int(recipe.options["opset"]))
         if source.options.input_shapes:

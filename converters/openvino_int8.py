@@ -15,14 +15,15 @@ from edgekit.streams import Samples
 __all__ = ["OpenVinoToInt8"]
 
 #: Calibration method to what NNCF calls it.
-_RANGES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
+_RANGES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM", "mean": "MEAN_MINMAX"}
 
 
 class OpenVinoToInt8(Converter):
     """FakeQuantize by NNCF, for the device the recipe names (`device`: `CPU`, `NPU`, …).
 
     Joints of tensors that no one scale suits stay in float. A model with attention is quantized by NNCF's rules for
-    transformers. Options from the ladder: `bias_correction` (`full`, else NNCF's fast one), `smooth_quant` (for
+    transformers. Options: `reduce_range` (7-bit weights, for x86 without VNNI); from the ladder: `bias_correction`
+    (`full`, else NNCF's fast one), `asymmetric` (activations with zero points of their own), `smooth_quant` (for
     transformers alone; off by default, since it costs some of them accuracy).
     """
 
@@ -35,8 +36,8 @@ class OpenVinoToInt8(Converter):
     rungs = (
         Rung("minmax"),
         Rung("mse"),
-        Rung("mse", {"bias_correction": "full"}),
-        Rung("minmax", {"bias_correction": "full"}),
+        Rung("mse", {"bias_correction": "full", "asymmetric": True}),
+        Rung("mean"),
         Rung("percentile", {"bias_correction": "full"}),
         Rung("minmax", {"smooth_quant": True}),
     )
@@ -57,6 +58,7 @@ class OpenVinoToInt8(Converter):
             model,
             nncf.Dataset(calibration),
             subset_size=len(calibration),
+            preset=nncf.QuantizationPreset.MIXED if recipe.options.get("asymmetric") else None,
             target_device=nncf.TargetDevice[str(recipe.options["device"])],
             fast_bias_correction=recipe.options.get("bias_correction") != "full",
             model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
@@ -77,6 +79,7 @@ def _parameters(recipe: Recipe, *, attention: bool) -> Any:
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
+        OverflowFix,
     )
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -86,9 +89,11 @@ def _parameters(recipe: Recipe, *, attention: bool) -> Any:
     smooth = bool(recipe.options.get("smooth_quant"))
     if smooth and not attention:
         raise ConversionError("smooth_quant is for transformers, and the model has no attention")
-    parameters = AdvancedQuantizationParameters()
-    if method != "minmax":  # for that, NNCF's own choice by kind of tensor is the plain way
-        parameters.activations_range_estimator_params = getattr(RangeEstimatorParametersSet, _RANGES[method])
+    # products of 8-bit values saturate on a CPU without VNNI, in every layer and not in the first alone
+    overflow = OverflowFix.ENABLE if recipe.options.get("reduce_range") else OverflowFix.DISABLE
+    parameters = AdvancedQuantizationParameters(overflow_fix=overflow)
+    # the mean of the samples' extremes, NNCF's own default, cuts off what any one sample holds beyond it
+    parameters.activations_range_estimator_params = getattr(RangeEstimatorParametersSet, _RANGES[method])
     if not smooth:
         parameters.smooth_quant_alphas = AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
     return parameters

@@ -21,6 +21,18 @@ _LAYERS = (
     "GroupConvolutionBackpropData",
     "MatMul",
 )
+#: Operators that move values and compute none.
+_MOVES = (
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "StridedSlice",
+    "Slice",
+    "Pad",
+    "MaxPool",
+    "VariadicSplit",
+)
 #: One scale for parts whose ranges differ by this factor leaves the smallest five bits of eight.
 _MOST_UNLIKE = 8.0
 _SAMPLES = 8
@@ -34,8 +46,10 @@ def names_of(model: Any) -> frozenset[str]:
 
 
 def has_attention(model: Any) -> bool:
-    """Tell a model with attention: a softmax goes into a product of two activations."""
+    """Tell a model with attention: a softmax goes into a product of two activations, or the two are one operator."""
     for node in model.get_ops():
+        if node.get_type_name() == "ScaledDotProductAttention":
+            return True
         if node.get_type_name() == "Softmax":
             readers = [port.get_node() for port in node.output(0).get_target_inputs()]
             if any(r.get_type_name() == "MatMul" and not _is_stored(r.input_value(1)) for r in readers):
@@ -52,7 +66,9 @@ def _is_stored(output: Any) -> bool:
 
 
 def mixed_joints(model: Any, samples: Samples) -> list[str]:
-    """Return the names of joints whose parts cannot share a scale, such as boxes and scores in one tensor.
+    """Return joints of parts that cannot share a scale, such as boxes and scores in one tensor, by name.
+
+    What reads a joint, through operators that only move its values, is among them: it would give it the one scale.
 
     Args:
         model: The float model.
@@ -74,7 +90,18 @@ def mixed_joints(model: Any, samples: Samples) -> list[str]:
     for found in _run(model, outputs, (samples[i * len(samples) // count] for i in range(count))):
         spans = np.maximum(spans, [np.abs(value).max(initial=0.0) for value in found])
     named = dict(zip((_key(value) for value in outputs), spans, strict=True))
-    return [name for name, values in parts.items() if _unlike([named[_key(value)] for value in values])]
+    mixed = [name for name, values in parts.items() if _unlike([named[_key(value)] for value in values])]
+    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+    return list(dict.fromkeys(reader for name in mixed for reader in _with_readers(nodes[name])))
+
+
+def _with_readers(node: Any) -> Iterator[str]:
+    yield node.get_friendly_name()
+    if node.get_type_name() in ("Concat", *_MOVES):
+        for output in node.outputs():
+            for port in output.get_target_inputs():
+                if port.get_node().get_type_name() != "Result":
+                    yield from _with_readers(port.get_node())
 
 
 def _unlike(spans: Iterable[float]) -> bool:
@@ -193,15 +220,4 @@ def _is_quantized(value: Any) -> bool:
     node = value.get_node()
     if node.get_type_name() == "FakeQuantize":
         return not _is_stored(node.input_value(0))
-    moves = (
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "StridedSlice",
-        "Slice",
-        "Pad",
-        "MaxPool",
-        "VariadicSplit",
-    )
-    return node.get_type_name() in moves and _is_quantized(node.input_value(0))
+    return node.get_type_name() in _MOVES and _is_quantized(node.input_value(0))

@@ -70,7 +70,9 @@ def canonicalise(
     import onnx
 
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        from onnx import inliner
+
+        model = inliner.inline_local_functions(model)
     result = onnx.ModelProto()
     result.ir_version = min(model.ir_version, ir_version) if ir_version else model.ir_version
     result.producer_name = "edgekit"
@@ -120,6 +122,8 @@ def _canonical_graph(
             out.initializer.append(source)
             out.initializer[-1].name = renamed[value]
             out.initializer[-1].doc_string = ""
+            if out.initializer[-1].data_location != _OUTSIDE:  # said or left out: the same
+                out.initializer[-1].ClearField("data_location")
         elif value in sparse:
             out.sparse_initializer.append(sparse[value])
             out.sparse_initializer[-1].values.name = renamed[value]

@@ -278,6 +278,9 @@ def _options(profile: DeviceProfile, format_: str, precision: str) -> dict[str, 
         options: dict[str, Option] = {"static": profile.static_shapes}
         if precision == "int8":
             providers = preference_for(profile, "openvino").providers
-            options |= {"device": "NPU" if "NPU" in providers else "CPU"}
+            options |= {
+                "device": "NPU" if "NPU" in providers else "CPU",
+                "reduce_range": profile.int8.reduce_range,
+            }
         return options
     return {}

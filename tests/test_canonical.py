@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.canonical import canonicalise, save_canonical
+from edgekit.canonical import canonicalise, open_inside, save_canonical
 from edgekit.errors import ConversionError
 from tests.conversions import reference_onnx
 
@@ -299,3 +299,100 @@ def test_random_names_and_orders_of_a_random_graph_are_one_model(seed: int) -> N
     assert text(first) == text(second)
     assert text(canonicalise(first)) == text(first)
     onnx.checker.check_model(first, full_check=True)
+
+
+def test_constants_become_weights_and_functions_are_written_out() -> None:
+    tensor = numpy_helper.from_array(W1, "anything")
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=tensor),
+        helper.make_node("Constant", [], ["axes"], value_ints=[1]),
+        helper.make_node("MatMul", ["x", "c"], ["h"]),
+        helper.make_node("twice", ["h"], ["t"], domain="own"),
+        helper.make_node("ReduceSum", ["t", "axes"], ["y"]),
+    ]
+    proto = model(nodes, [value("x", "n", 2)], [value("y", "n", 1)])
+    doubled = helper.make_node("Add", ["a", "a"], ["b"])
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+    proto.functions.append(
+        helper.make_function("own", "twice", ["a"], ["b"], [doubled], [helper.make_opsetid("", 17)])
+    )
+    canonical = canonicalise(proto)
+    onnx.checker.check_model(canonical)
+    assert {node.op_type for node in canonical.graph.node} == {"MatMul", "Add", "ReduceSum"}
+    assert len(canonical.graph.initializer) == 2
+    assert not canonical.functions
+    assert np.array_equal(run(canonical, x=X)[0], run(proto, x=X)[0])
+
+
+def test_a_constant_that_is_an_answer_stays_a_node() -> None:
+    proto = model(
+        [helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(W1))], [], [value("y", 2, 2)]
+    )
+    canonical = canonicalise(proto)
+    assert [node.op_type for node in canonical.graph.node] == ["Constant"]
+    assert np.array_equal(run(canonical)[0], W1)
+
+
+# Weights outside the file
+
+
+def outside(tmp_path: Path) -> Path:
+    big = np.arange(40_000, dtype=np.float32).reshape(200, 200) / 1e4
+    proto = model(
+        [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])],
+        [value("x", "n", 200)],
+        [value("y", "n", 200)],
+        a=big,
+        b=big[::-1].copy(),
+    )
+    path = tmp_path / "big.onnx"
+    onnx.save(proto, str(path), save_as_external_data=True, location="big.data", size_threshold=0)
+    return path
+
+
+def same_answers(path: Path, other: Path) -> bool:
+    x = np.random.default_rng(0).random((2, 200), np.float32)
+    sessions = [ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (path, other)]
+    return np.array_equal(*(session.run(None, {"x": x})[0] for session in sessions))
+
+
+def test_weights_outside_are_copied_into_one_file_that_any_reader_takes(tmp_path: Path) -> None:
+    path = outside(tmp_path)
+    canonical = canonicalise(onnx.load(str(path), load_external_data=False))
+    save_canonical(canonical, str(tmp_path / "model.onnx"), tmp_path)
+    whole = onnx.load(str(tmp_path / "model.onnx"))
+    onnx.checker.check_model(whole)
+    assert text(whole) == text(canonicalise(onnx.load(str(path))))
+    assert same_answers(path, tmp_path / "model.onnx")
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.canonical._MOST_IN_FILE", 100_000)
+    path = outside(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    save_canonical(
+        canonicalise(onnx.load(str(path), load_external_data=False)), str(out / "m.onnx"), tmp_path
+    )
+    assert sorted(file.name for file in out.iterdir()) == ["m.onnx", "model.onnx.data"]
+    assert (out / "m.onnx").stat().st_size < 2000
+    assert same_answers(path, out / "m.onnx")
+    offsets = [
+        int(entry.value)
+        for tensor in onnx.load(str(out / "m.onnx"), load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "offset"
+    ]
+    assert offsets == [0, 163_840]  # on pages of their own
+    first = (out / "model.onnx.data").read_bytes()
+    save_canonical(
+        canonicalise(onnx.load(str(path), load_external_data=False)), str(out / "m.onnx"), tmp_path
+    )
+    assert (out / "model.onnx.data").read_bytes() == first
+
+
+def test_the_inside_of_a_model_with_weights_outside_can_be_seen(tmp_path: Path) -> None:
+    session = open_inside(outside(tmp_path))
+    assert len(session.run(None, {"x": np.ones((1, 200), np.float32)})) == 2

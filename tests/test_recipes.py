@@ -187,10 +187,12 @@ def test_openvino_int8_is_made_for_its_device() -> None:
     assert recipe_for(NPU, ("x",), "openvino", "int8", 5).options == {
         "static": True,
         "device": "NPU",
+        "reduce_range": False,
     }
     assert recipe_for(X86, ("x",), "openvino", "int8", 5).options == {
         "static": False,
         "device": "CPU",
+        "reduce_range": True,
     }
 
 
