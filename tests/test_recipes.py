@@ -81,16 +81,16 @@ def test_what_has_no_route_is_skipped_unless_asked_for() -> None:
 
 
 def test_a_precision_asked_for_is_made_in_the_formats_that_have_it() -> None:
-    asked = want(PI, precisions=("int8-dynamic",))
+    asked = want(PI, precisions=("int16x8",))
     assert [(item.name, item.skipped) for item in asked] == [
-        ("tflite-int8-dynamic", ""),
-        ("onnx-int8-dynamic", "no route from keras to onnx-int8-dynamic"),
+        ("tflite-int16x8", ""),
+        ("onnx-int16x8", "no route from keras to onnx-int16x8"),
     ]
     assert names(want(PI, "onnx", precisions=("fp32",))) == ["tflite-fp32", "onnx-fp32"]
-    with pytest.raises(ConversionError, match="no route from keras to onnx-int8-dynamic"):
-        want(PI, precisions=("int8-dynamic",), formats=("tflite", "onnx"))
-    with pytest.raises(ConversionError, match="no route from keras to openvino-int8-dynamic"):
-        want(NPU, precisions=("fp32", "int8-dynamic"))
+    with pytest.raises(ConversionError, match="no route from keras to onnx-int16x8"):
+        want(PI, precisions=("int16x8",), formats=("tflite", "onnx"))
+    with pytest.raises(ConversionError, match="no route from keras to openvino-int16x8"):
+        want(NPU, precisions=("fp32", "int16x8"))
 
 
 def test_formats_and_precisions_asked_for_are_what_is_made() -> None:

@@ -54,7 +54,7 @@ def test_the_shortest_route_comes_first(
     ("kind", "format_", "precision"),
     [
         ("onnx", "tflite", "fp32"),
-        ("keras", "onnx", "int8-dynamic"),
+        ("keras", "onnx", "int16x8"),
         ("keras", "openvino", "int16x8"),
         ("nothing", "onnx", "fp32"),
     ],
