@@ -139,7 +139,8 @@ def _along_rows(pixels: np.ndarray, wanted: int, method: str, antialias: bool) -
         return pixels
     first, weights = _taps(n, wanted, method, antialias)
     if method == "nearest":
-        return pixels[first]
+        picked: np.ndarray = pixels[first]
+        return picked
     total = np.full((wanted, *pixels.shape[1:]), 1 << (_BITS - 1), np.int32)
     for tap in range(weights.shape[1]):
         part = pixels[np.minimum(first + tap, n - 1)].astype(np.int32)
