@@ -12,11 +12,7 @@ import resource
 import sys
 from pathlib import Path
 
-from edgekit.converters import get_converter
-from edgekit.converters.base import SourceModel
 from edgekit.data import read_data
-from edgekit.devices import load_profile
-from edgekit.recipes import recipe_for
 from edgekit.tensors import TensorSpec
 
 __all__ = ["STEPS", "specs"]
@@ -40,6 +36,11 @@ def _peak_mib() -> float:
 
 def _work(name: str, model: Path, data: Path, size: int, scratch: Path) -> float:
     """Return the peak after reading, having converted as well."""
+    from edgekit.converters import get_converter
+    from edgekit.converters.base import SourceModel
+    from edgekit.devices import load_profile
+    from edgekit.recipes import recipe_for
+
     takes, gives = specs(size)
     dataset = read_data(data, [takes], preprocess=STEPS, scratch=scratch / "samples")
     assert dataset.stream is not None

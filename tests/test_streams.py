@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.convert import ConvertRequest, convert
 from edgekit.data import Dataset, read_data
 from edgekit.errors import MachineError, UsageError
-from edgekit.factory import Factory
 from edgekit.gate import compare_ranges, load_limits
 from edgekit.predict import predict_file
 from edgekit.process import python_command
@@ -314,6 +312,9 @@ def test_two_thousand_large_samples_need_less_than_a_gibibyte(tmp_path: Path, na
 def test_convert_streams_a_folder_of_pictures_and_every_command_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from edgekit.convert import ConvertRequest, convert
+    from edgekit.factory import Factory
+
     pillow = pytest.importorskip("PIL.Image")
     model = _model(tmp_path, "onnx-int8", 32)
     random = np.random.default_rng(0)
