@@ -91,7 +91,8 @@ def test_the_least_error_is_never_more_than_the_extremes(
 
 def quantize(values: np.ndarray, low: float, high: float, bits: int) -> np.ndarray:
     step = (high - low) / (2**bits - 1)
-    return np.clip(np.round((values - low) / step), 0, 2**bits - 1) * step + low
+    made: np.ndarray = np.clip(np.round((values - low) / step), 0, 2**bits - 1) * step + low
+    return made
 
 
 @pytest.mark.parametrize("bits", [4, 8])

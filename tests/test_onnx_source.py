@@ -105,12 +105,12 @@ def test_a_quantized_source_is_recognised(tmp_path: Path) -> None:
 def test_weights_stored_as_integers_are_int8_dynamic_and_a_lookup_is_not() -> None:
     wide = np.zeros((64, 64), np.int8)
     nodes = [node("Cast", "w", "f", to=1), node("Mul", "f s", "r"), node("MatMul", "x r", "y")]
-    shapes: list[Any] = [{"x": ["n", 64]}, {"y": ["n", 64]}]
-    assert precision_of(graph(nodes, *shapes, {"w": wide, "s": np.float32(0.1)})) == "int8-dynamic"
+    x, y = {"x": ["n", 64]}, {"y": ["n", 64]}
+    assert precision_of(graph(nodes, x, y, {"w": wide, "s": np.float32(0.1)})) == "int8-dynamic"
     lookup = {"w": np.zeros((64, 64), np.float32), "t": np.zeros(16, np.uint8)}
-    assert precision_of(graph([node("MatMul", "x w", "y")], *shapes, lookup)) == ""
+    assert precision_of(graph([node("MatMul", "x w", "y")], x, y, lookup)) == ""
     joined = [node("QLinearMatMul", "x s z w s z s z", "y")]
-    assert precision_of(graph(joined, *shapes, {"w": wide, "s": np.float32(0.1), "z": np.int8(0)})) == "int8"
+    assert precision_of(graph(joined, x, y, {"w": wide, "s": np.float32(0.1), "z": np.int8(0)})) == "int8"
 
 
 # Sizes that the user fixes

@@ -72,7 +72,10 @@ def test_an_operator_that_is_newer_becomes_the_function_that_defines_it() -> Non
 
 
 def test_group_normalisation_changed_its_meaning_and_not_its_form() -> None:
-    weights = {"s": np.array([1, 2, 3, 4], np.float32), "b": np.array([0, 1, 0, -1], np.float32)}
+    weights: dict[str, Any] = {
+        "s": np.array([1, 2, 3, 4], np.float32),
+        "b": np.array([0, 1, 0, -1], np.float32),
+    }
     lowered([node("GroupNormalization", "x s b", "y", num_groups=2)], most=18, **weights)
 
 

@@ -31,7 +31,7 @@ def graph(
     nodes: list[Any],
     inputs: Mapping[str, list[Any]],
     outputs: Mapping[str, list[Any]],
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, Any],
     *,
     opset: int = 17,
     ir: int = 8,
@@ -215,7 +215,8 @@ def attention(outlier: float = 60.0) -> Any:
     random = np.random.default_rng(5)
 
     def weight(rows: int, columns: int) -> np.ndarray:
-        return (random.standard_normal((rows, columns)) / rows**0.5).astype(np.float32)
+        made: np.ndarray = (random.standard_normal((rows, columns)) / rows**0.5).astype(np.float32)
+        return made
 
     gamma = np.ones(32, np.float32)
     gamma[[3, 17]] = outlier

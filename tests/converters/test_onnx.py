@@ -238,9 +238,9 @@ def test_bias_correction_takes_the_shift_out_of_every_channel(
     tmp_path: Path, symmetric: bool, activation: str
 ) -> None:
     bench = Bench(depthwise(), images, tmp_path)
-    options = {"symmetric_activations": symmetric, "activation": activation}
+    options: dict[str, Any] = {"symmetric_activations": symmetric, "activation": activation}
 
-    def shift(**more: str) -> float:
+    def shift(**more: Any) -> float:
         got = bench.answers(f"o{len(more)}{more.get('bias_correction')}", int8(**options, **more))
         return float(np.abs((got - bench.exact).mean(0)).max() / np.ptp(bench.exact))
 
@@ -329,7 +329,8 @@ def test_equalising_changes_nothing_in_float(tmp_path: Path) -> None:
     assert equal is not None
     onnx.save(equal.model, str(tmp_path / "equal.onnx"))
     np.testing.assert_allclose(rows(str(tmp_path / "equal.onnx"), bench.evaluation), bench.exact, atol=1e-4)
-    nothing = Bench(convolutions(), images, tmp_path / "c" if (tmp_path / "c").mkdir() is None else tmp_path)
+    (tmp_path / "c").mkdir()
+    nothing = Bench(convolutions(), images, tmp_path / "c")
     with pytest.raises(ConversionError, match="no channels that it would make more alike"):
         nothing.model("o", int8(equalise=True))
 
