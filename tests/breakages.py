@@ -1,4 +1,4 @@
-"""Ways to break the reference CNN's artifacts by script, and ways to change them that change nothing.
+"""Ways to break the artifacts of a small network by script, and ways to change them that change nothing.
 
 Each takes an opened graph and a seeded generator, changes the graph, and says what it did.
 """
@@ -55,12 +55,15 @@ def swap_filters(graph: Graph, random: Random) -> str:
 
 
 def permute_outputs(graph: Graph, random: Random) -> str:
-    layer = graph.layers[-1]
-    order = _shuffled(10, float(random.choice([0.2, 0.4, 1.0])), random)
-    graph.set_weights(layer, graph.weights(layer)[order])
+    heads = graph.heads()
+    which = int(random.integers(len(heads)))
+    layer = heads[which]
+    weights = graph.weights(layer)
+    order = _shuffled(len(weights), float(random.choice([0.2, 0.4, 1.0])), random)
+    graph.set_weights(layer, weights[order])
     graph.set_bias(layer, graph.bias(layer)[order])
     graph.permute_scales(layer, order)
-    return f"classes permuted to {order.tolist()}"
+    return f"outputs of head {which} permuted to {order.tolist()}"
 
 
 def drop_bias(graph: Graph, random: Random) -> str:
@@ -120,8 +123,7 @@ def pad_same(graph: Graph, random: Random) -> str:
     if not isinstance(graph, TfliteGraph):
         return ""
     number, layer = _pick(graph, random, "conv")
-    graph.pad_same(layer)
-    return f"layer {number} padded to the same size"
+    return f"layer {number} padded to the same size" if graph.pad_same(layer) else ""
 
 
 def scale_weights(graph: Graph, random: Random) -> str:
@@ -166,17 +168,19 @@ def coarsen_weights(graph: Graph, random: Random) -> str:
 
 def flatten_otherwise(graph: Graph, random: Random) -> str:
     """Channels last read as channels first, in front of the first dense layer."""
-    layer = next(layer for layer in graph.layers if layer.kind == "dense")
+    pair = next(((a, b) for a, b in graph.chained() if (a.kind, b.kind) == ("conv", "dense")), None)
+    if pair is None:
+        return ""
+    before, layer = pair
     weights = graph.weights(layer)
-    channels = graph.weights(graph.layers[2]).shape[0]
+    channels = len(graph.weights(before))
     grid = weights.reshape(len(weights), -1, channels).transpose(0, 2, 1)
     graph.set_weights(layer, grid.reshape(weights.shape))
     return "flattened with channels first"
 
 
 def average_instead_of_maximum(graph: Graph, random: Random) -> str:
-    graph.average_pools()
-    return "average pooling instead of maximum"
+    return "average pooling instead of maximum" if graph.average_pools() else ""
 
 
 def shift_zero_point(graph: Graph, random: Random) -> str:
@@ -238,8 +242,9 @@ BREAKAGES: tuple[Change, ...] = (
 
 def reorder_filters(graph: Graph, random: Random) -> str:
     """The channels between two layers in another order, on both sides."""
-    number = int(random.integers(len(graph.layers) - 1))
-    layer, behind = graph.layers[number], graph.layers[number + 1]
+    pairs = graph.chained()
+    number = int(random.integers(len(pairs)))
+    layer, behind = pairs[number]
     order = random.permutation(len(graph.weights(layer)))
     graph.set_weights(layer, graph.weights(layer)[order])
     graph.set_bias(layer, graph.bias(layer)[order])
@@ -250,13 +255,14 @@ def reorder_filters(graph: Graph, random: Random) -> str:
     else:  # flattened in between, channels last
         grid = weights.reshape(len(weights), -1, len(order))[:, :, order]
         graph.set_weights(behind, grid.reshape(weights.shape))
-    return f"channels between layers {number} and {number + 1} in another order"
+    return f"channels of layer {number} in another order, and of the next"
 
 
 def rescale_layers(graph: Graph, random: Random) -> str:
     """A power of two from one float layer into the next: ReLU and pooling let it through exactly."""
-    number = int(random.integers(len(graph.layers) - 1))
-    layer, behind = graph.layers[number], graph.layers[number + 1]
+    pairs = graph.chained()
+    number = int(random.integers(len(pairs)))
+    layer, behind = pairs[number]
     if any(graph.weights(each).dtype != np.float32 for each in (layer, behind)):
         return ""
     factor = float(random.choice([0.25, 0.5, 2.0, 4.0]))
@@ -281,7 +287,7 @@ def insert_identities(graph: Graph, random: Random) -> str:
     if not isinstance(graph, OnnxGraph):
         return ""
     for node in list(graph.graph.node):
-        if node.op_type in ("Relu", "MaxPool", "Softmax") and random.random() < 0.7:
+        if node.op_type in ("Relu", "MaxPool", "Softmax", "Sigmoid") and random.random() < 0.7:
             graph.insert_before(node, "Identity")
     return "identities inserted"
 

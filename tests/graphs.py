@@ -1,6 +1,6 @@
-"""ONNX and TFLite files of the reference CNN, opened so that a script can change them.
+"""ONNX and TFLite files of small networks, opened so that a script can change them.
 
-Both show five layers (three convolutions, two dense) with weights in one layout, whatever the file's own.
+Both show the same layers, convolutions and dense ones, with weights in one layout, whatever the file's own.
 """
 
 from __future__ import annotations
@@ -59,8 +59,33 @@ class Graph(abc.ABC):
         """Move one activation's zero point for those who read it."""
 
     @abc.abstractmethod
-    def average_pools(self) -> None:
-        """Make every maximum an average."""
+    def average_pools(self) -> bool:
+        """Make every maximum an average; tell whether there was one."""
+
+    @abc.abstractmethod
+    def readers(self, node: Any) -> list[Any]:
+        """Return the operators that take what one of them gives."""
+
+    def behind(self, layer: Layer) -> list[Layer]:
+        """Return the layers that read what this one answers; none behind a head."""
+        waiting, found = [layer.node], []
+        while waiting:
+            for reader in self.readers(waiting.pop()):
+                there = next((each for each in self.layers if each.node == reader), None)
+                if there is None:
+                    waiting.append(reader)
+                elif there not in found:
+                    found.append(there)
+        return found
+
+    def chained(self) -> list[tuple[Layer, Layer]]:
+        """Return each layer that only one other reads, and that one."""
+        pairs = [(layer, self.behind(layer)) for layer in self.layers]
+        return [(layer, readers[0]) for layer, readers in pairs if len(readers) == 1]
+
+    def heads(self) -> list[Layer]:
+        """Return the layers that no other reads: what they answer are the outputs."""
+        return [layer for layer in self.layers if not self.behind(layer)]
 
     @abc.abstractmethod
     def save(self, path: Path) -> None:
@@ -153,10 +178,14 @@ class OnnxGraph(Graph):
         self.graph.initializer.append(self._write(values, name))
         self.tensors[name] = self.graph.initializer[-1]
 
-    def average_pools(self) -> None:
-        for node in self.graph.node:
-            if node.op_type == "MaxPool":
-                node.op_type = "AveragePool"
+    def average_pools(self) -> bool:
+        pools = [node for node in self.graph.node if node.op_type == "MaxPool"]
+        for node in pools:
+            node.op_type = "AveragePool"
+        return bool(pools)
+
+    def readers(self, node: Any) -> list[Any]:
+        return [other for other in self.graph.node if set(node.output) & set(other.input)]
 
     def insert_before(self, node: Any, op_type: str, *more: str, **attributes: Any) -> None:
         """Put an operator on the first input of `node`; it keeps the shape."""
@@ -252,15 +281,21 @@ class TfliteGraph(Graph):
         point = int(activation.quantization.zeroPoint[0]) + by
         activation.quantization.zeroPoint = np.array([np.clip(point, -128, 127)], np.int64)
 
-    def average_pools(self) -> None:
-        for code in self.model.operatorCodes:
-            if code.builtinCode == self.schema.BuiltinOperator.MAX_POOL_2D:
-                code.builtinCode = self.schema.BuiltinOperator.AVERAGE_POOL_2D
-                code.deprecatedBuiltinCode = self.schema.BuiltinOperator.AVERAGE_POOL_2D
+    def average_pools(self) -> bool:
+        operators = self.schema.BuiltinOperator
+        pools = [code for code in self.model.operatorCodes if code.builtinCode == operators.MAX_POOL_2D]
+        for code in pools:
+            code.builtinCode = code.deprecatedBuiltinCode = operators.AVERAGE_POOL_2D
+        return bool(pools)
 
-    def pad_same(self, layer: Layer) -> None:
-        """Pad a convolution that did not: its output grows."""
+    def readers(self, node: Any) -> list[Any]:
+        return [other for other in self.graph.operators if set(node.outputs) & set(other.inputs)]
+
+    def pad_same(self, layer: Layer) -> bool:
+        """Pad a convolution that did not: its output grows. Tell whether it did not."""
+        padded = layer.node.builtinOptions.padding == self.schema.Padding.SAME
         layer.node.builtinOptions.padding = self.schema.Padding.SAME
+        return not padded
 
     def save(self, path: Path) -> None:
         import flatbuffers  # type: ignore[import-untyped]
