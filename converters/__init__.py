@@ -11,13 +11,10 @@ __all__ = ["CONVERTERS", "Converted", "Converter", "Rung", "SourceModel", "get_c
 
 #: Converter name to class. Adding a converter is one file, one line here and one test.
 CONVERTERS = {
+    "keras-onnx": "edgekit.converters.keras_onnx:KerasToOnnx",
     "keras-tflite": "edgekit.converters.keras_tflite:KerasToTflite",
     "tflite-fp32": "edgekit.converters.tflite_fp32:TfliteToTflite",
     "tflite-quant": "edgekit.converters.tflite_quant:TfliteToQuantized",
-    "tflite-onnx": "edgekit.converters.tflite_onnx:TfliteToOnnx",
-    "tflite-openvino": "edgekit.converters.tflite_openvino:TfliteToOpenVino",
-    "savedmodel-openvino": "edgekit.converters.savedmodel_openvino:SavedModelToOpenVino",
-    "keras-onnx": "edgekit.converters.keras_onnx:KerasToOnnx",
     "onnx-fp32": "edgekit.converters.onnx_fp32:OnnxToOnnx",
     "onnx-fp16": "edgekit.converters.onnx_fp16:OnnxToFp16",
     "onnx-int8": "edgekit.converters.onnx_int8:OnnxToInt8",
@@ -25,6 +22,9 @@ CONVERTERS = {
     "onnx-openvino": "edgekit.converters.onnx_openvino:OnnxToOpenVino",
     "openvino-int8": "edgekit.converters.openvino_int8:OpenVinoToInt8",
     "openvino-weights": "edgekit.converters.openvino_weights:OpenVinoToWeights",
+    "tflite-onnx": "edgekit.converters.tflite_onnx:TfliteToOnnx",
+    "tflite-openvino": "edgekit.converters.tflite_openvino:TfliteToOpenVino",
+    "savedmodel-openvino": "edgekit.converters.savedmodel_openvino:SavedModelToOpenVino",
 }
 
 

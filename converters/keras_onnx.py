@@ -1,4 +1,4 @@
-"""Keras 3 and SavedModel to ONNX, by tf2onnx from the serving signature."""
+"""Keras, 3 and 2, and SavedModel to ONNX, by tf2onnx from the serving signature."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekit.canonical import canonicalise, save_canonical
 from edgekit.converters.base import Converter, SourceModel
-from edgekit.converters.keras_tflite import saved_model_folder
+from edgekit.converters.keras_tflite import saved_model_folder, signature_of
 from edgekit.manifest import Recipe
 from edgekit.streams import Samples
 
@@ -18,7 +18,7 @@ __all__ = ["KerasToOnnx"]
 class KerasToOnnx(Converter):
     """ONNX float32 in canonical form, under the source's own input and output names."""
 
-    sources = ("keras", "savedmodel")
+    sources = ("keras", "keras2", "savedmodel")
     format = "onnx"
     precisions = ("fp32",)
     environment = "tensorflow"
@@ -42,7 +42,7 @@ class KerasToOnnx(Converter):
         import tf2onnx
 
         module = tf.saved_model.load(str(folder))
-        signature = module.signatures["serving_default"]
+        signature = module.signatures[signature_of(source)]
         specs = signature.structured_input_signature[1]
         names = [spec.name for spec in source.inputs]
 

@@ -20,8 +20,8 @@ def converters() -> dict[str, Converter]:
 
 
 def start_of(kind: str) -> str:
-    """Return what converters call a source of this kind: the user's ONNX is not yet EdgeKit's."""
-    return "onnx-source" if kind == "onnx" else kind
+    """Return what converters call a source of this kind: the user's ONNX or TFLite is not yet EdgeKit's."""
+    return f"{kind}-source" if kind in ("onnx", "tflite") else kind
 
 
 def find_routes(table: Mapping[str, Converter], kind: str, format_: str, precision: str) -> Sequence[Route]:

@@ -105,7 +105,7 @@ def test_every_converter_declares_known_things(name: str) -> None:
     assert converter.precisions
     assert converter.sources
     assert converter.needs
-    assert converter.environment in ("tensorflow", "onnx")
+    assert converter.environment in ("tensorflow", "onnx", "litert", "torch")
     assert converter.extra == "convert"
 
 

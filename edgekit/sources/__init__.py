@@ -29,14 +29,13 @@ __all__ = [
 #: Kind to class. Adding a source is one file, a line here and one in `identify`, and a test.
 SOURCES = {
     "keras": "edgekit.sources.keras:KerasSource",
+    "keras2": "edgekit.sources.keras2:Keras2Source",
     "savedmodel": "edgekit.sources.keras:SavedModelSource",
+    "tflite": "edgekit.sources.tflite:TfliteSource",
     "onnx": "edgekit.sources.onnx:OnnxSource",
 }
 
 _NOT_YET = {
-    ".h5": "Keras 2 files",
-    ".hdf5": "Keras 2 files",
-    ".tflite": "TFLite sources",
     ".pt2": "PyTorch programs",
     ".pt": "TorchScript files",
     ".pth": "PyTorch state dicts",
@@ -70,6 +69,10 @@ def identify(path: Path) -> str:
         )
     if suffix == ".keras":
         return _identify_keras(path)
+    if suffix in (".h5", ".hdf5"):
+        return _identify_by(path, "keras2", 0, b"\x89HDF\r\n\x1a\n", "an HDF5 file")
+    if suffix == ".tflite":
+        return _identify_by(path, "tflite", 4, b"TFL3", "a TFLite file")
     if suffix == ".onnx":
         return "onnx"
     raise InvalidFileError(
@@ -81,6 +84,19 @@ def _how_to_save(suffix: str) -> str:
     if suffix in (".pt", ".pt2", ".pth"):
         return "Export the model with torch.onnx.export(model, inputs, 'model.onnx')."
     return "Save a Keras model with model.save('model.keras')."
+
+
+def _identify_by(path: Path, kind: str, offset: int, mark: bytes, what: str) -> str:
+    """Return `kind` where the file has `mark` at `offset`."""
+    with path.open("rb") as stream:
+        start = stream.read(offset + len(mark))
+    if start[offset:] != mark:
+        raise InvalidFileError(
+            f"{path.name} is not {what}",
+            got=f"a file that starts with {start!r}",
+            expected=f"{mark!r} at {offset}",
+        )
+    return kind
 
 
 def _identify_keras(path: Path) -> str:
