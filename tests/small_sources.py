@@ -39,7 +39,7 @@ def _folder() -> Path:
     folder = corpus_folder() / f"small-sources-{_VERSION}"
     with made_once(folder) as unfinished:
         if unfinished is not None:
-            for part in ("tensorflow", "torch", "sklearn"):  # frameworks that share a process do not always get on
+            for part in ("tensorflow", "torch", "sklearn"):  # not all get on in one process
                 words = [sys.executable, "-m", "tests.small_sources", str(unfinished), part]
                 subprocess.run(words, check=True, cwd=Path(__file__).parent.parent, capture_output=True)
     return folder
@@ -98,7 +98,9 @@ def _make_sklearn(folder: Path) -> None:
 
     random = np.random.default_rng(0)
     x = random.random((200, 8)).astype(np.float32)
-    forest = RandomForestClassifier(5, max_depth=4, random_state=0).fit(x, (x.sum(axis=1) * 3 / 8).astype(int))
+    forest = RandomForestClassifier(5, max_depth=4, random_state=0).fit(
+        x, (x.sum(axis=1) * 3 / 8).astype(int)
+    )
     skops.io.dump(forest, folder / SMALL["sklearn"])
 
 
