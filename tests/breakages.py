@@ -151,6 +151,7 @@ def kill_filters(graph: Graph, random: Random) -> str:
     number, layer = _pick(graph, random)
     weights = graph.weights(layer)
     rows = random.random(len(weights)) < float(random.choice([0.1, 0.4, 0.8]))
+    rows[int(random.integers(len(weights)))] = True
     weights[rows] = 0
     graph.set_weights(layer, weights)
     return f"{int(rows.sum())} channels of layer {number} zeroed"

@@ -182,6 +182,9 @@ class OnnxGraph(Graph):
         pools = [node for node in self.graph.node if node.op_type == "MaxPool"]
         for node in pools:
             node.op_type = "AveragePool"
+            kept = [each for each in node.attribute if each.name not in ("dilations", "storage_order")]
+            del node.attribute[:]
+            node.attribute.extend(kept)  # what an average has no word for at this opset
         return bool(pools)
 
     def readers(self, node: Any) -> list[Any]:
