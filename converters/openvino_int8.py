@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekit.converters.base import Converter, Rung, SourceModel
 from edgekit.converters.onnx_openvino import save_ir
-from edgekit.converters.openvino_layers import has_attention, layer_ratios, mixed_joints, names_of
+from edgekit.converters.openvino_layers import has_attention, layer_ratios, mixed_joints, names_of, worthless
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 from edgekit.streams import Samples
@@ -21,7 +21,7 @@ _RANGES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"
 class OpenVinoToInt8(Converter):
     """FakeQuantize by NNCF, for the device the recipe names (`device`: `CPU`, `NPU`, …).
 
-    Joints of tensors that no one scale suits stay in float. A model with attention is quantized by NNCF's rules for
+    Joints of tensors that no one scale suits, and operators that integers are not worth for, stay in float. A model with attention is quantized by NNCF's rules for
     transformers. Options: `reduce_range` (7-bit weights, for x86 without VNNI); from the ladder: `bias_correction`
     (`full`, else NNCF's fast one), `asymmetric` (activations with zero points of their own), `smooth_quant` (for
     transformers alone; off by default, since it costs some of them accuracy).
@@ -53,7 +53,7 @@ class OpenVinoToInt8(Converter):
         for layer in recipe.float_layers:
             if layer not in named:
                 raise ConversionError(f"the model has no layer {layer!r} to keep in float")
-        kept = sorted({*recipe.float_layers, *mixed_joints(model, calibration)})
+        kept = sorted({*recipe.float_layers, *mixed_joints(model, calibration), *worthless(model)})
         quantized = nncf.quantize(
             model,
             nncf.Dataset(calibration),
@@ -65,6 +65,7 @@ class OpenVinoToInt8(Converter):
             ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
             advanced_parameters=_parameters(recipe, attention=has_attention(model)),
         )
+        _write_squares(quantized)
         return save_ir(quantized, folder, half=False, named=named)
 
     def layers(self, source: SourceModel, recipe: Recipe, made: Path, samples: Samples) -> dict[str, float]:  # noqa: ARG002
@@ -73,6 +74,26 @@ class OpenVinoToInt8(Converter):
 
         core = ov.Core()
         return layer_ratios(core.read_model(str(source.path)), core.read_model(str(made)), samples)
+
+
+def _write_squares(model: Any) -> None:
+    """Write a product of a value with itself as a power, in place.
+
+    OpenVINO's CPU plugin (2026.4) carries the scale of an integer layer through such a product once, where it
+    belongs there twice, and answers nearly nothing.
+    """
+    import numpy as np
+    from openvino import opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Multiply" and node.input_value(0) == node.input_value(1):
+            two = opset13.constant(np.float32(2.0))
+            square = opset13.power(node.input_value(0), two)
+            square.set_friendly_name(node.get_friendly_name())
+            names = node.output(0).get_names()
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(square.output(0))
+            square.output(0).set_names(names)
 
 
 def _parameters(recipe: Recipe, *, attention: bool) -> Any:

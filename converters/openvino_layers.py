@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekit.converters.onnx_layers import decibels
@@ -11,7 +11,7 @@ from edgekit.streams import Samples
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["has_attention", "layer_ratios", "mixed_joints", "names_of"]
+__all__ = ["has_attention", "layer_ratios", "mixed_joints", "names_of", "worthless"]
 
 #: Layers with weights.
 _LAYERS = (
@@ -33,6 +33,12 @@ _MOVES = (
     "MaxPool",
     "VariadicSplit",
 )
+#: Operators that NNCF would quantize wherever they stand.
+_ELEMENTWISE = ("Add", "Subtract", "Multiply", "Divide", "Power", "SquaredDifference", "Maximum", "Minimum",
+                "ReduceSum", "ReduceMean", "Broadcast", "MVN")  # fmt: skip
+#: Operators that may stand between integers.
+_LIGHT = ("Relu", "PRelu", "Clamp", "Sigmoid", "HSwish", "Swish", "HSigmoid", "Concat", "AvgPool", "ReduceMean",
+          "Interpolate")  # fmt: skip
 #: One scale for parts whose ranges differ by this factor leaves the smallest five bits of eight.
 _MOST_UNLIKE = 8.0
 _SAMPLES = 8
@@ -43,6 +49,45 @@ _JOINT_SAMPLES = 32
 def names_of(model: Any) -> frozenset[str]:
     """Return the names of a model's nodes."""
     return frozenset(node.get_friendly_name() for node in model.get_ops())
+
+
+def worthless(model: Any) -> list[str]:
+    """Return the elementwise operators and reductions that are not worth integers, by name: the same rule as for ONNX.
+
+    One is worth it only where all that it reads comes from integers and somebody behind it wants them; a
+    polynomial written out, or the statistics of a normalisation, is not. Biases belong to their layers.
+    """
+    nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+    kinds = {name: node.get_type_name() for name, node in nodes.items()}
+    layers = {
+        name for name, kind in kinds.items() if kind in _LAYERS and _is_stored(nodes[name].input_value(1))
+    }
+    biases = {name for name, node in nodes.items() if _is_bias(node, layers)}
+    chosen = {
+        *layers,
+        *biases,
+        *(name for name, kind in kinds.items() if kind in (*_ELEMENTWISE, *_MOVES, *_LIGHT)),
+    }
+    while dropped := {name for name in chosen - layers - biases if not _belongs(nodes[name], chosen)}:
+        chosen -= dropped
+    return sorted(name for name, kind in kinds.items() if kind in _ELEMENTWISE and name not in chosen)
+
+
+def _is_bias(node: Any, layers: Collection[str]) -> bool:
+    values = node.input_values()
+    return (
+        node.get_type_name() == "Add"
+        and any(_is_stored(value) for value in values)
+        and any(value.get_node().get_friendly_name() in layers for value in values)
+    )
+
+
+def _belongs(node: Any, chosen: Collection[str]) -> bool:
+    reads = [value.get_node().get_friendly_name() for value in node.input_values() if not _is_stored(value)]
+    wanted = [
+        port.get_node().get_friendly_name() for out in node.outputs() for port in out.get_target_inputs()
+    ]
+    return bool(reads) and all(name in chosen for name in reads) and any(name in chosen for name in wanted)
 
 
 def has_attention(model: Any) -> bool:

@@ -15,7 +15,7 @@ import openvino as ov
 from edgekit.converters.base import SourceModel
 from edgekit.converters.onnx_openvino import OnnxToOpenVino
 from edgekit.converters.openvino_int8 import OpenVinoToInt8
-from edgekit.converters.openvino_layers import has_attention, mixed_joints
+from edgekit.converters.openvino_layers import has_attention, mixed_joints, worthless
 from edgekit.converters.openvino_weights import OpenVinoToWeights
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
@@ -194,3 +194,36 @@ def test_a_net_without_weights_has_none_to_store(tmp_path: Path) -> None:
     bench = Bench(net, images, tmp_path)
     with pytest.raises(ConversionError):
         make(OpenVinoToWeights(), bench.source, tmp_path / "o")
+
+
+def test_a_polynomial_and_a_statistic_stay_float_and_a_residual_between_convolutions_does_not(
+    tmp_path: Path,
+) -> None:
+    random = np.random.default_rng(0)
+    weights: dict[str, Any] = {
+        f"k{i}": random.standard_normal((4, 4, 1, 1)).astype(np.float32) for i in range(3)
+    }
+    weights |= {"k0": random.standard_normal((4, 3, 1, 1)).astype(np.float32)}
+    nodes = [
+        node("Conv", "x k0", "a"),
+        node("Conv", "a k1", "b"),
+        node("Add", "a b", "inner"),
+        node("Conv", "inner k2", "c"),
+        node("Mul", "c c", "square"),
+        node("Mul", "square c", "cube"),
+        node("ReduceMean", "cube", "mean", axes=[1]),
+        node("Sub", "cube mean", "y"),
+    ]
+    net = graph(nodes, {"x": ["n", 3, 16, 16]}, {"y": ["n", 4, 16, 16]}, weights)
+    bench = Bench(net, images, tmp_path)
+    kinds = sorted(name.partition("_")[0] for name in worthless(bench.model))
+    assert kinds == ["Multiply", "Multiply", "ReduceMean", "Subtract"]
+    assert snr_db(bench.exact, answers(bench.make("o", int8()), bench.evaluation)) > 20.0
+
+
+def test_a_square_behind_an_integer_layer_keeps_both_of_its_scales(tmp_path: Path) -> None:
+    """The plugin loses one of them, and NNCF's own model answers nearly nothing."""
+    weights = {"k": np.random.default_rng(0).standard_normal((4, 3, 1, 1)).astype(np.float32)}
+    nodes = [node("Conv", "x k", "c"), node("Mul", "c c", "y")]
+    bench = Bench(graph(nodes, {"x": ["n", 3, 16, 16]}, {"y": ["n", 4, 16, 16]}, weights), images, tmp_path)
+    assert snr_db(bench.exact, answers(bench.make("o", int8()), bench.evaluation)) > 25.0
