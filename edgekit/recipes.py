@@ -29,6 +29,15 @@ __all__ = [
 #: Highest opset and IR version that EdgeKit writes: read by every runtime of the last three years.
 _OPSET, _IR = 17, 8
 
+#: Kinds of source of which nothing else can be made, whatever the table of converters says.
+_ONLY = {"sklearn": ("onnx-fp32",)}
+#: What a user should know where a kind of source has no route to a format.
+_WHY_NOT = {
+    ("sklearn", ""): ": a scikit-learn model becomes onnx-fp32 only, since its trees, vectors and labels are "
+    "operators of ONNX (ai.onnx.ml) that neither TFLite nor OpenVINO has, and its thresholds stand no rounding",
+    ("torchscript", "tflite"): ": only programs of torch.export become TFLite",
+}
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -231,10 +240,12 @@ def want(
     by_name: bool,
 ) -> Wanted:
     """Return one artifact to make, or why it is skipped; the arguments are those of `wanted_artifacts`."""
-    routes = find_routes(table, kind, format_, precision)
+    name = f"{format_}-{precision}"
+    routes = [] if name not in _ONLY.get(kind, (name,)) else find_routes(table, kind, format_, precision)
     skipped = ""
     if not routes:
-        skipped = f"no route from {kind} to {format_}-{precision}"
+        why = _WHY_NOT.get((kind, format_)) or _WHY_NOT.get((kind, ""), "")
+        skipped = f"no route from {kind} to {name}{why}"
     elif precision in ("int8", "int16x8") and not calibrated:
         skipped = f"static {precision} needs --calibration"
     return Wanted(format_, precision, by_name, routes, skipped)

@@ -105,8 +105,8 @@ def test_every_converter_declares_known_things(name: str) -> None:
     assert converter.precisions
     assert converter.sources
     assert converter.needs
-    assert converter.environment in ("tensorflow", "onnx", "litert", "torch")
-    assert converter.extra == "convert"
+    assert converter.environment in ("tensorflow", "onnx", "litert", "torch", "sklearn")
+    assert converter.extra in ("convert", "torch")
 
 
 def test_the_table_is_whole() -> None:

@@ -55,11 +55,6 @@ def test_nothing_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "words"),
     [
-        (".pt2", "PyTorch programs are not supported yet"),
-        (".pt", r"TorchScript files are not supported yet.*torch\.onnx\.export"),
-        (".pth", "PyTorch state dicts are not supported yet"),
-        (".skops", "scikit-learn models are not supported yet"),
-        (".pkl", "pickles are not supported yet"),
         (".pb", "frozen graphs are not supported yet"),
         (".txt", "is of no known kind"),
     ],

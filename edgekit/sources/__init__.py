@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edgekit.errors import InvalidFileError, UsageError
+from edgekit.sources.archives import ARCHIVES, identify_archive
 from edgekit.sources.base import Source, SourceOptions
 
 __all__ = [
@@ -33,29 +34,26 @@ SOURCES = {
     "savedmodel": "edgekit.sources.keras:SavedModelSource",
     "tflite": "edgekit.sources.tflite:TfliteSource",
     "onnx": "edgekit.sources.onnx:OnnxSource",
+    "torch-export": "edgekit.sources.torch:TorchExportSource",
+    "torchscript": "edgekit.sources.torch:TorchScriptSource",
+    "sklearn": "edgekit.sources.sklearn:SklearnSource",
 }
 
+_KINDS = "a .keras, .h5, .onnx, .tflite, .pt2, TorchScript .pt or .skops file, or a SavedModel folder"
 _NOT_YET = {
-    ".pt2": "PyTorch programs",
-    ".pt": "TorchScript files",
-    ".pth": "PyTorch state dicts",
-    ".skops": "scikit-learn models",
-    ".pkl": "pickles",
     ".pb": "frozen graphs",
 }
 
 
 def identify(path: Path) -> str:
-    """Return the kind of source at `path`: `keras`, `savedmodel` or `onnx`.
+    """Return the kind of source at `path`: a key of `SOURCES`.
 
     Raises:
         UsageError: Nothing is there.
         InvalidFileError: The kind is not supported, or the file is not what its name says.
     """
     if not path.exists():
-        raise UsageError(
-            f"no model at {path}", expected="a .keras file, a SavedModel folder or an .onnx file"
-        )
+        raise UsageError(f"no model at {path}", expected=_KINDS)
     if path.is_dir():
         if (path / "saved_model.pb").is_file():
             return "savedmodel"
@@ -64,8 +62,8 @@ def identify(path: Path) -> str:
     if suffix in _NOT_YET:
         raise InvalidFileError(
             f"{path.name}: {_NOT_YET[suffix]} are not supported yet",
-            expected="a .keras file, a SavedModel folder or an .onnx file",
-            hint=_how_to_save(suffix),
+            expected=_KINDS,
+            hint=_how_to_save(),
         )
     if suffix == ".keras":
         return _identify_keras(path)
@@ -75,14 +73,12 @@ def identify(path: Path) -> str:
         return _identify_by(path, "tflite", 4, b"TFL3", "a TFLite file")
     if suffix == ".onnx":
         return "onnx"
-    raise InvalidFileError(
-        f"{path.name} is of no known kind", expected="a .keras file, a SavedModel folder or an .onnx file"
-    )
+    if suffix in ARCHIVES:
+        return identify_archive(path)
+    raise InvalidFileError(f"{path.name} is of no known kind", expected=_KINDS)
 
 
-def _how_to_save(suffix: str) -> str:
-    if suffix in (".pt", ".pt2", ".pth"):
-        return "Export the model with torch.onnx.export(model, inputs, 'model.onnx')."
+def _how_to_save() -> str:
     return "Save a Keras model with model.save('model.keras')."
 
 
