@@ -447,7 +447,7 @@ class _Conversion:
             name=_bundle_name(request),
             version=request.version,
             task=self.task,
-            source=SourceInfo(self.kind, hash_source(model), self.source.tools),
+            source=SourceInfo(self.kind, hash_source(model, self.source.files), self.source.tools),
             inputs=self.source.inputs,
             outputs=self.source.outputs,
             artifacts=artifacts,
@@ -519,12 +519,12 @@ class _Conversion:
         """Write the report beside the bundle, on refusal too."""
         write_report(
             report_path(self.request.out),
-            rows=list(self.rows.values()),
+            rows=[self._illustrated(row) for row in self.rows.values()],
             plan=bundle.manifest.plan if bundle else None,
             digest=bundle.digest if bundle else None,
             source={
                 "file": self.request.model.name,
-                "sha256": hash_source(self.request.model),
+                "sha256": hash_source(self.request.model, self.source.files),
                 **self.source.tools,
             },
             target=self.profile.id,
@@ -532,6 +532,26 @@ class _Conversion:
             notes=self.notes,
             seconds=seconds,
             isa=host_isa(),
+            labels=self._class_names(),
+        )
+
+    def _class_names(self) -> tuple[str, ...]:
+        return self.request.labels or (self.evaluation.class_names if self.evaluation is not None else ())
+
+    def _illustrated(self, row: Row) -> Row:
+        """Return an artifact's row with what became of each class, and the samples furthest from the source."""
+        from edgekit.evidence import confusion, worst_samples
+
+        kept, evaluation, source = self.made.get(row.name), self.evaluation, self.evaluated
+        if kept is None or evaluation is None or source is None:
+            return row
+        answers = {name: values[: evaluation.n] for name, values in kept.answers.items()}
+        return replace(
+            row,
+            confusion=confusion(source, answers) if self.task == "classification" else None,
+            worst=worst_samples(
+                source, answers, evaluation.inputs, evaluation.labels, self.task, names=self._class_names()
+            ),
         )
 
 

@@ -125,13 +125,14 @@ class Scored(msgspec.Struct, frozen=True):
 
 
 class Described(msgspec.Struct, frozen=True):
-    """A source's specs, the versions of what reads it, what to know of it, and whether it is quantized already."""
+    """A source's specs, the versions of what reads it, what to know of it, whether it is quantized already, and its files beside the model."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tools: dict[str, str]
     notes: tuple[str, ...] = ()
     quantized: str = ""
+    files: tuple[str, ...] = ()
 
 
 class Survey(msgspec.Struct, frozen=True, tag=True):

@@ -79,7 +79,9 @@ def _describe(task: Describe) -> Iterator[Answer]:
 
     source = open_source(task.kind, Path(task.path), task.options)
     yield Answer(
-        described=Described(source.inputs, source.outputs, source.tools, source.notes, source.quantized)
+        described=Described(
+            source.inputs, source.outputs, source.tools, source.notes, source.quantized, source.files
+        )
     )
 
 

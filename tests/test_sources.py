@@ -245,3 +245,13 @@ def test_a_broken_file_is_invalid_whatever_is_wrong_in_it(
             describe(worker, path)
         assert isinstance(error.value, InvalidFileError), (name, data, error.value)
         assert str(error.value).startswith(f"Keras cannot read {path.name}: ")
+
+
+def test_weights_beside_the_model_count_in_its_hash(tmp_path: Path) -> None:
+    model, weights = tmp_path / "m.onnx", tmp_path / "w.data"
+    model.write_bytes(b"graph")
+    weights.write_bytes(b"one")
+    before = hash_source(model, [str(weights)])
+    assert before != hash_source(model)
+    weights.write_bytes(b"two")
+    assert hash_source(model, [str(weights)]) != before

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -114,8 +115,16 @@ def _identify_keras(path: Path) -> str:
     return "keras"
 
 
-def hash_source(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's sorted (path, hash) lines, in hexadecimal."""
+def hash_source(path: Path, beside: Sequence[str] = ()) -> str:
+    """Return the SHA-256 of a file, or of a folder's sorted (path, hash) lines, in hexadecimal.
+
+    Args:
+        path: The model.
+        beside: Files that belong to it: then it is that of the hashes of all of them.
+    """
+    if beside:
+        parts = [hash_source(path), *(hash_source(Path(file)) for file in sorted(beside))]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if path.is_file():
         digest = hashlib.sha256()
         with path.open("rb") as stream:

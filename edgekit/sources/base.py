@@ -48,6 +48,7 @@ class Source(abc.ABC):
         heeds: Fields of `SourceOptions` that mean something to it; any other that is given is an error.
         notes: What a user should know of how it was read.
         quantized: Precision of a source that is quantized already; empty for a float one.
+        files: Files beside the model that belong to it, such as its weights.
     """
 
     packages: ClassVar[tuple[str, ...]]
@@ -57,6 +58,7 @@ class Source(abc.ABC):
     outputs: tuple[TensorSpec, ...]
     notes: tuple[str, ...] = ()
     quantized: str = ""
+    files: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def __init__(self, path: Path, options: SourceOptions) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.sources.base import Source, SourceOptions, first_line
-from edgekit.sources.onnx_graph import data_size, precision_of, read_model, tensors
+from edgekit.sources.onnx_graph import data_size, external_files, precision_of, read_model, tensors
 from edgekit.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class OnnxSource(Source):
 
         model = read_model(path, weights=False)
         self.quantized = precision_of(model)
+        self.files = tuple(str(file) for file in external_files(model, path))
         self.notes = (f"the source is quantized already: {self.quantized}",) if self.quantized else ()
         quiet = ort.SessionOptions()
         quiet.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
