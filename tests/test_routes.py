@@ -114,5 +114,5 @@ def test_the_table_is_whole() -> None:
 
 
 def test_an_unknown_converter_lists_the_known() -> None:
-    with pytest.raises(UsageError, match="unknown converter 'onnx2tf': expected one of keras-tflite, "):
+    with pytest.raises(UsageError, match="unknown converter 'onnx2tf': expected one of keras-onnx, "):
         get_converter("onnx2tf")
