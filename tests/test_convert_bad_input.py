@@ -57,9 +57,7 @@ def converting(
 
 def test_missing_file(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = converting(capsys, out.with_name("none.keras"), out)
-    says(
-        said, 2, "no model at ", "none.keras", "expected a .keras file, a SavedModel folder or an .onnx file"
-    )
+    says(said, 2, "no model at ", "none.keras", "expected a .keras, .h5, .onnx, .tflite, .pt2")
 
 
 def test_text_file_named_keras(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,14 +87,24 @@ def test_a_keras_file_with_a_broken_inside(
 def test_any_h5(out: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
     said = converting(capsys, tmp_path / name, out)
-    says(said, 6, f"{name}: Keras 2 files are not supported yet", "model.save('model.keras')")
+    says(said, 6, name)
+    assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["model.tflite", "model.pt", "model.pkl", "model.txt", "model"])
+@pytest.mark.parametrize("name", ["model.txt", "model", "model.weights"])
 def test_other_kinds(out: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(b"x")
     said = converting(capsys, tmp_path / name, out)
-    says(said, 6, name, "expected a .keras file, a SavedModel folder or an .onnx file")
+    says(said, 6, name, "expected a .keras, .h5, .onnx, .tflite, .pt2")
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "model.pt", "model.pt2", "model.skops", "model.pkl"])
+def test_names_that_promise_what_the_file_is_not(
+    out: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    says(converting(capsys, tmp_path / name, out), 6, name)
+    assert not out.exists()
 
 
 def test_corrupt_onnx(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

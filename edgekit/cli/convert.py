@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli.source_options import SOURCE_OPTIONS, read_source_options, source_options
+
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.convert import ConvertRequest, Verdicts
@@ -98,28 +100,7 @@ _TASKS = ("classification", "detection", "segmentation", "regression", "embeddin
     metavar="FILE",
     help="Recipes of an earlier conversion, OUT.report/recipes.json: tried as they are, without the ladder.",
 )
-@click.option(
-    "--signature", default="", metavar="NAME", help="Of a SavedModel or TFLite file that has several."
-)
-@click.option(
-    "--input-shape",
-    "input_shapes",
-    multiple=True,
-    metavar="NAME=1,28,28,1",
-    help="Shape of an input that the file leaves open, batch first, -1 where free; may be repeated.",
-)
-@click.option(
-    "--custom-objects",
-    type=click.Path(path_type=Path),
-    metavar="FILE.py",
-    help="Your Python module with the layers and functions that the model needs; it will be run.",
-)
-@click.option(
-    "--trust-pickle",
-    is_flag=True,
-    help="Load a model file that can run code of its maker's choice. Only for files that you trust.",
-)
-@click.option("--requantize", is_flag=True, help="Quantize again a model that is quantized already.")
+@source_options
 @click.option("--name", help="The bundle's name; by default the model file's.")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="The bundle's version.")
 @click.option(
@@ -143,8 +124,9 @@ _TASKS = ("classification", "detection", "segmentation", "regression", "embeddin
 def convert(as_json: bool, **options: Any) -> None:
     """Convert a trained model into a bundle for a target.
 
-    MODEL is a .keras file, a SavedModel folder or an .onnx file. Every artifact passes the gate: parity with
-    the source model, the metric's drop within the budget. What fails is refused, with reasons in OUT.report.
+    MODEL is a .keras, .h5, .onnx, .tflite, .pt2, TorchScript .pt or .skops file, or a SavedModel folder. Every
+    artifact passes the gate: parity with the source model, the metric's drop within the budget. One that loses too
+    much is tried again with more careful recipes; what still fails is refused, with reasons in OUT.report.
     """
     from edgekit.cli.output import progress_bar
     from edgekit.convert import convert as run
@@ -194,11 +176,6 @@ def _request(
     strict: bool,
     time_limit: float | None,
     memory_limit: float | None,
-    signature: str,
-    input_shapes: tuple[str, ...],
-    custom_objects: Path | None,
-    trust_pickle: bool,
-    requantize: bool,
     recipe_file: Path | None,
     **options: Any,
 ) -> Any:
@@ -208,8 +185,8 @@ def _request(
     from edgekit.postprocess import read_postprocess
     from edgekit.process import WorkerLimits
     from edgekit.recipes import read_recipes
-    from edgekit.sources import SourceOptions
 
+    source = {name: options.pop(name) for name in SOURCE_OPTIONS}
     return ConvertRequest(
         policy=Policy(max_drop, min_metric, strict),
         preprocess=read_preprocess(preprocess) if preprocess else (),
@@ -218,30 +195,9 @@ def _request(
         labels=_read_labels(labels) if labels else (),
         recipes=read_recipes(recipe_file) if recipe_file else {},
         limits=WorkerLimits(time_limit, memory_limit),
-        source_options=SourceOptions(
-            signature=signature,
-            custom_objects=str(custom_objects.absolute()) if custom_objects else "",
-            trust_pickle=trust_pickle,
-            input_shapes=dict(_input_shape(text) for text in input_shapes),
-            requantize=requantize,
-        ),
+        source_options=read_source_options(**source),
         **options,
     )
-
-
-def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    from edgekit.errors import UsageError
-
-    name, _, sizes = text.rpartition("=")
-    try:
-        shape = tuple(int(size) for size in sizes.split(","))
-    except ValueError:
-        shape = ()
-    if not name or not shape or any(size < 1 and size != -1 for size in shape):
-        raise UsageError(
-            "--input-shape is malformed", got=repr(text), expected="NAME=1,28,28,1, -1 where free"
-        )
-    return name, shape
 
 
 def _state(text: str) -> tuple[str, str]:

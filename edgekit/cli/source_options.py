@@ -11,7 +11,10 @@ import click
 if TYPE_CHECKING:
     from edgekit.sources import SourceOptions
 
-__all__ = ["read_source_options", "source_options"]
+__all__ = ["SOURCE_OPTIONS", "read_source_options", "source_options"]
+
+#: The keywords of `read_source_options`.
+SOURCE_OPTIONS = ("signature", "input_shapes", "custom_objects", "trust_pickle", "requantize")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
