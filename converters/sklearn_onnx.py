@@ -92,9 +92,8 @@ def _convert(source: SklearnSource, opset: int) -> Any:
     final = _prepared(steps[-1], source.classes, plain=len(steps) == 1)
     steps = _with_casts([*steps[:-1], final])
     whole = make_pipeline(*steps) if len(steps) > 1 else final
-    options = (
-        {id(final): {"zipmap": False}} if hasattr(final, "predict_proba") and _has_zipmap(final) else None
-    )
+    # an entry for every estimator: where skl2onnx finds none, it sets zipmap in a pipeline, even where nothing takes it
+    options: dict[int, dict[str, bool]] = {id(final): {"zipmap": False} if _has_zipmap(final) else {}}
     with warnings.catch_warnings(), _whole_numbers():
         warnings.simplefilter("ignore")
         return skl2onnx.to_onnx(
@@ -153,7 +152,7 @@ def floor32(values: np.ndarray) -> np.ndarray:
 
     with np.errstate(over="ignore"):
         near = values.astype(np.float32)
-    below = np.nextafter(near, np.float32(-np.inf))
+        below = np.nextafter(near, np.float32(-np.inf))
     return np.where(near.astype(np.float64) <= values, near, below)
 
 

@@ -34,6 +34,9 @@ _TAKEN = frozenset({
     "sklearn.metrics._dist_metrics.EuclideanDistance64",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.metrics._scorer._PassthroughScorer",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedKFold",
 })  # fmt: skip
 #: More class names than this are not told.
 _MOST_NAMES = 20
@@ -53,7 +56,9 @@ def load_estimator(path: Path, *, trusted: bool) -> tuple[Any, tuple[str, ...]]:
         warnings.simplefilter("always")
         try:
             estimator = (
-                _load_skops(path, trusted=trusted) if path.suffix == ".skops" else _load_pickle(path, trusted)
+                _load_skops(path, trusted=trusted)
+                if path.suffix.lower() == ".skops"
+                else _load_pickle(path, trusted)
             )
         except InvalidFileError:
             raise
