@@ -7,6 +7,7 @@ from typing import Any
 
 from edgekit.converters.base import Converter, Rung, SourceModel
 from edgekit.converters.onnx_openvino import save_ir
+from edgekit.converters.openvino_equalise import equalise, find_exponents, recall, remember
 from edgekit.converters.openvino_layers import has_attention, layer_ratios, mixed_joints, names_of, worthless
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
@@ -21,10 +22,10 @@ _RANGES = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"
 class OpenVinoToInt8(Converter):
     """FakeQuantize by NNCF, for the device the recipe names (`device`: `CPU`, `NPU`, …).
 
-    Joints of tensors that no one scale suits, and operators that integers are not worth for, stay in float. A model with attention is quantized by NNCF's rules for
-    transformers. Options: `reduce_range` (7-bit weights, for x86 without VNNI); from the ladder: `bias_correction`
-    (`full`, else NNCF's fast one), `asymmetric` (activations with zero points of their own), `smooth_quant` (for
-    transformers alone; off by default, since it costs some of them accuracy).
+    Channels that no one scale suits are equalised. Joints of tensors that no one scale suits, and operators that
+    integers are not worth for, stay in float. A model with attention is quantized by NNCF's rules for transformers.
+    Options: `reduce_range` (7-bit weights, for x86 without VNNI); from the ladder: `bias_correction`
+    (`full`, else NNCF's fast one), `asymmetric` (activations with zero points of their own).
     """
 
     sources = ("openvino",)
@@ -39,7 +40,6 @@ class OpenVinoToInt8(Converter):
         Rung("mse", {"bias_correction": "full", "asymmetric": True}),
         Rung("mean"),
         Rung("percentile", {"bias_correction": "full"}),
-        Rung("minmax", {"smooth_quant": True}),
     )
     keeps_float = True
 
@@ -53,7 +53,9 @@ class OpenVinoToInt8(Converter):
         for layer in recipe.float_layers:
             if layer not in named:
                 raise ConversionError(f"the model has no layer {layer!r} to keep in float")
-        kept = sorted({*recipe.float_layers, *mixed_joints(model, calibration), *worthless(model)})
+        exponents = find_exponents(model, calibration, recipe.float_layers)
+        put_in = equalise(model, exponents)
+        kept = sorted({*recipe.float_layers, *put_in, *mixed_joints(model, calibration), *worthless(model)})
         quantized = nncf.quantize(
             model,
             nncf.Dataset(calibration),
@@ -63,17 +65,20 @@ class OpenVinoToInt8(Converter):
             fast_bias_correction=recipe.options.get("bias_correction") != "full",
             model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
             ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
-            advanced_parameters=_parameters(recipe, attention=has_attention(model)),
+            advanced_parameters=_parameters(recipe),
         )
         _write_squares(quantized)
-        return save_ir(quantized, folder, half=False, named=named)
+        remember(quantized, exponents)
+        return save_ir(quantized, folder, half=False, named={*named, *put_in})
 
     def layers(self, source: SourceModel, recipe: Recipe, made: Path, samples: Samples) -> dict[str, float]:  # noqa: ARG002
         """Return each layer's own ratio: what it makes in integers of the float network's values."""
         import openvino as ov
 
         core = ov.Core()
-        return layer_ratios(core.read_model(str(source.path)), core.read_model(str(made)), samples)
+        exact, quantized = (core.read_model(str(path)) for path in (source.path, made))
+        equalise(exact, recall(quantized))  # to compare like with like
+        return layer_ratios(exact, quantized, samples)
 
 
 def _write_squares(model: Any) -> None:
@@ -96,7 +101,7 @@ def _write_squares(model: Any) -> None:
             square.output(0).set_names(names)
 
 
-def _parameters(recipe: Recipe, *, attention: bool) -> Any:
+def _parameters(recipe: Recipe) -> Any:
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
@@ -107,14 +112,11 @@ def _parameters(recipe: Recipe, *, attention: bool) -> Any:
     method = recipe.calibration or "minmax"
     if method not in _RANGES:
         raise ConversionError(f"unknown calibration {method!r}", expected="one of " + ", ".join(_RANGES))
-    smooth = bool(recipe.options.get("smooth_quant"))
-    if smooth and not attention:
-        raise ConversionError("smooth_quant is for transformers, and the model has no attention")
     # products of 8-bit values saturate on a CPU without VNNI, in every layer and not in the first alone
     overflow = OverflowFix.ENABLE if recipe.options.get("reduce_range") else OverflowFix.DISABLE
     parameters = AdvancedQuantizationParameters(overflow_fix=overflow)
     # the mean of the samples' extremes, NNCF's own default, cuts off what any one sample holds beyond it
     parameters.activations_range_estimator_params = getattr(RangeEstimatorParametersSet, _RANGES[method])
-    if not smooth:
-        parameters.smooth_quant_alphas = AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
+    # equalisation has done what SmoothQuant would do in transformers, and where it is needed alone
+    parameters.smooth_quant_alphas = AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
     return parameters
