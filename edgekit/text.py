@@ -162,7 +162,7 @@ def _from_package(step: TextStep) -> tuple[Callable[[str], Encoded], int]:
     except ImportError as error:
         raise UnavailableError(
             f"{step.tokenizer} is no BERT's WordPiece and needs the package tokenizers",
-            hint="Run: pip install tokenizers.",
+            hint="Run: pip install 'edgekit-deploy[text]'.",
         ) from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(step.content)

@@ -50,13 +50,13 @@ _TASKS = ("classification", "detection", "segmentation", "regression", "embeddin
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Typical inputs for static int8 and int16x8: .npz, .npy, .csv or a folder of images.",
+    help="Typical inputs for static int8 and int16x8: .npz, .npy, .csv, .parquet or a folder of images.",
 )
 @click.option(
     "--eval",
     "evaluation",
     type=click.Path(path_type=Path),
-    help="Labelled data for the gate: .npz with labels under y, .csv or class folders of images.",
+    help="Labelled data for the gate: .npz with labels under y, .csv, .parquet or class folders of images.",
 )
 @click.option("--label-column", help="The label's column in a .csv file.")
 @click.option("--metric", help="Metric of the gate; by default the task's own.")
@@ -74,7 +74,7 @@ _TASKS = ("classification", "detection", "segmentation", "regression", "embeddin
 @click.option(
     "--preprocess",
     type=click.Path(path_type=Path),
-    help="A TOML file that says how data becomes inputs, and what outputs mean: docs/data.md has its fields.",
+    help="A TOML file that says how pictures, tables and texts become inputs, and what outputs mean: docs/data.md.",
 )
 @click.option(
     "--state",
