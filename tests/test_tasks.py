@@ -277,14 +277,14 @@ def recurrent(path: Path, decay: float) -> Path:
 
     graph = helper.make_graph(
         [
-            helper.make_node("Mul", ["h", "decay"], ["kept"]),
+            helper.make_node("MatMul", ["h", "decay"], ["kept"]),
             helper.make_node("Add", ["kept", "x"], ["next"]),
             helper.make_node("Tanh", ["next"], ["y"]),
         ],
         "leaky",
         [value("x"), value("h")],
         [value("y"), value("next")],
-        [numpy_helper.from_array(np.array(decay, np.float32), "decay")],
+        [numpy_helper.from_array(decay * np.eye(4, dtype=np.float32), "decay")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
