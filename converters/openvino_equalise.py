@@ -208,7 +208,7 @@ def _channel_axis(node: Any) -> int | None:
 
 def _is_float_constant(value: Any) -> bool:
     node = value.get_node()
-    return node.get_type_name() == "Constant" and node.get_element_type().get_type_name() == "f32"
+    return bool(node.get_type_name() == "Constant" and node.get_element_type().get_type_name() == "f32")
 
 
 def _weights(group: _Group) -> np.ndarray:
@@ -244,7 +244,11 @@ def _ranges(model: Any, groups: list[_Group], samples: Samples) -> Iterator[tupl
             seen.append((rows.min(axis=0), rows.max(axis=0), np.square(rows).mean(axis=0)))
     for seen in parts:
         lows, highs, powers = zip(*seen, strict=True)
-        yield np.min(lows, axis=0), np.max(highs, axis=0), np.mean(powers, axis=0, dtype=np.float64)
+        yield (
+            np.asarray(np.min(lows, axis=0)),
+            np.asarray(np.max(highs, axis=0)),
+            np.asarray(np.mean(powers, axis=0, dtype=np.float64)),
+        )
 
 
 def _fold(group: _Group, factors: np.ndarray) -> bool:

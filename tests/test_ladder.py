@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,7 @@ from edgekit.converters import Converter, Rung, SourceModel
 from edgekit.gate import Policy
 from edgekit.ladder import MOST_ATTEMPTS, Attempt, best, front, may_improve, next_recipe, rescues
 from edgekit.manifest import MetricEvidence, ParityEvidence, Recipe
+from edgekit.routes import Route
 from edgekit.streams import Samples
 
 
@@ -19,7 +20,7 @@ class Quantizer(Converter):
 
     sources, format, precisions = ("onnx",), "onnx", ("int8", "fp16")
     environment, needs, tools = "test", (), ("onnx",)
-    rungs = (Rung("minmax"), Rung("mse", {"bias_correction": "full"}))
+    rungs: ClassVar[tuple[Rung, ...]] = (Rung("minmax"), Rung("mse", {"bias_correction": "full"}))
     keeps_float = True
 
     def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
@@ -27,12 +28,12 @@ class Quantizer(Converter):
 
 
 class Plain(Quantizer):
-    rungs = (Rung("minmax"),)
+    rungs: ClassVar[tuple[Rung, ...]] = (Rung("minmax"),)
     keeps_float = False
 
 
 TABLE = {"first": Quantizer(), "second": Plain()}
-ROUTES = (("first",), ("second",))
+ROUTES: tuple[Route, ...] = (("first",), ("second",))
 PLAIN = {route: Recipe(route, "int8", "minmax", 200, {"per_channel": True}) for route in ROUTES}
 LAYERS = {f"n{i}": float(10 + i) for i in range(8)}
 

@@ -24,7 +24,8 @@ TRUSTED = SourceOptions(trust_pickle=True)
 def iris() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_iris
 
-    return load_iris(return_X_y=True)
+    x, y = load_iris(return_X_y=True)
+    return x, y
 
 
 def forest() -> Any:

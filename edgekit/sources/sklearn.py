@@ -21,7 +21,7 @@ from edgekit.tensors import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SklearnSource", "bare", "load_estimator", "parts"]
+__all__ = ["SklearnSource", "bare", "load_estimator", "parts", "plausible_rows"]
 
 _TREE = "sklearn.tree._tree.Tree"
 _PREDICTOR = "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"
@@ -69,7 +69,9 @@ def load_estimator(path: Path, *, trusted: bool) -> tuple[Any, tuple[str, ...]]:
             f"{path.name} holds no fitted classifier or regressor", got=type(estimator).__name__
         )
     _check_numbers(path, estimator)
-    notes = {first_line(w.message) for w in said if w.category.__name__ == "InconsistentVersionWarning"}
+    notes = {
+        str(w.message).partition("\n")[0] for w in said if w.category.__name__ == "InconsistentVersionWarning"
+    }
     return estimator, tuple(sorted(notes)[:1])
 
 
@@ -95,7 +97,7 @@ def _load_pickle(path: Path, trusted: bool) -> Any:
             hint="Save the model with skops.io.dump(model, 'model.skops'), or, if you trust the file, "
             "give --trust-pickle.",
         )
-    import joblib
+    import joblib  # type: ignore[import-untyped]
 
     return joblib.load(path)
 
@@ -190,6 +192,43 @@ def bare(estimator: Any) -> Any:
     return estimator
 
 
+def plausible_rows(estimator: Any, features: int, count: int, seed: int) -> np.ndarray:
+    """Return rows that an estimator takes: known categories where it encodes them, else near what it was fitted on.
+
+    Args:
+        estimator: Fitted.
+        features: Of its table.
+        count: Of rows.
+        seed: Of the random numbers.
+
+    Returns:
+        float32 [count, features].
+    """
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    rows = random.normal(size=(count, features))
+    for columns, step in _first_steps(estimator, list(range(features))):
+        for number, column in enumerate(columns):
+            if hasattr(step, "categories_"):
+                rows[:, column] = random.choice(step.categories_[number].astype(np.float64), count)
+            elif getattr(step, "mean_", None) is not None and getattr(step, "scale_", None) is not None:
+                rows[:, column] = step.mean_[number] + step.scale_[number] * rows[:, column]
+    return rows.astype(np.float32)
+
+
+def _first_steps(estimator: Any, columns: list[int]) -> Iterator[tuple[list[int], Any]]:
+    """Yield the steps that see the table as it is, with the numbers of the columns that each is given."""
+    if hasattr(estimator, "steps"):
+        yield from _first_steps(estimator.steps[0][1], columns)
+    elif hasattr(estimator, "transformers_"):
+        places = estimator._transformer_to_input_indices  # noqa: SLF001  # columns by number, however they were given
+        for name, step, _ in estimator.transformers_:
+            yield from _first_steps(step, [columns[number] for number in places[name]])
+    else:
+        yield columns, estimator
+
+
 class SklearnSource(Source):
     """An estimator over one table of numbers: `input` float32 [N, F].
 
@@ -220,10 +259,8 @@ class SklearnSource(Source):
         self.outputs = self._outputs(path.name)
 
     def _outputs(self, file: str) -> tuple[TensorSpec, ...]:
-        import numpy as np
-
         try:
-            answer = self._run(np.zeros((2, self.inputs[0].shape[1]), np.float32))
+            answer = self._run(plausible_rows(self.estimator, self.inputs[0].shape[1], 2, 0))
         except Exception as error:  # scikit-learn, or whatever stands in the pipeline
             raise ConversionError(
                 f"{file} does not take a table of numbers: {first_line(error)}",

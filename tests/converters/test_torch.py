@@ -222,8 +222,8 @@ def test_the_worker_reads_no_hostile_file(worker: Worker, tmp_path: Path) -> Non
 
 def save_data(folder: Path, name: str) -> list[str]:
     images, labels = digits(400, 8)
-    np.savez(folder / "calibration.npz", **{name: images[:100]})
-    np.savez(folder / "eval.npz", **{name: images[100:]}, y=labels[100:])
+    np.savez(folder / "calibration.npz", **{name: images[:100]})  # type: ignore[arg-type]  # numpy's stub takes the name for an option
+    np.savez(folder / "eval.npz", **{name: images[100:]}, y=labels[100:])  # type: ignore[arg-type]
     return ["--calibration", str(folder / "calibration.npz"), "--eval", str(folder / "eval.npz")]
 
 

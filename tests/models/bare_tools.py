@@ -207,7 +207,7 @@ def _onnx_static(plain: Path, calibration: list[Feed], file: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # a base without types
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self._left = iter(_named_as(plain, calibration))
 
