@@ -20,7 +20,7 @@ from edgekit.canonical import canonicalise, save_canonical
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
-from edgekit.sources.sklearn import SklearnSource, parts
+from edgekit.sources.sklearn import SklearnSource, parts, plausible_rows
 from edgekit.streams import Samples
 
 if TYPE_CHECKING:
@@ -84,13 +84,17 @@ class SklearnToOnnx(Converter):
 
 def _convert(source: SklearnSource, opset: int) -> Any:
     """Return the estimator in ONNX, its outputs still under skl2onnx's names."""
+    import numpy as np
     import skl2onnx
-    from skl2onnx.common.data_types import FloatTensorType
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+    from skl2onnx.sklapi import CastTransformer
     from sklearn.pipeline import make_pipeline
 
     steps = _steps(source.estimator)
     final = _prepared(steps[-1], source.classes, plain=len(steps) == 1)
-    steps = _with_casts([*steps[:-1], final])
+    wide = _needs_float64(steps)
+    back = [CastTransformer(dtype=np.float32)] if wide and _has_trees(final) else []
+    steps = [*steps[:-1], *back, final]
     whole = make_pipeline(*steps) if len(steps) > 1 else final
     # an entry for every estimator: where skl2onnx finds none, it sets zipmap in a pipeline, even where nothing takes it
     options: dict[int, dict[str, bool]] = {id(final): {"zipmap": False} if _has_zipmap(final) else {}}
@@ -98,7 +102,9 @@ def _convert(source: SklearnSource, opset: int) -> Any:
         warnings.simplefilter("ignore")
         return skl2onnx.to_onnx(
             whole,
-            initial_types=[("input", FloatTensorType([None, source.inputs[0].shape[1]]))],
+            initial_types=[
+                ("input", (DoubleTensorType if wide else FloatTensorType)([None, source.inputs[0].shape[1]]))
+            ],
             options=options,
             target_opset={"": opset, "ai.onnx.ml": 3 if opset >= _ML3 else 2},
         )
@@ -111,19 +117,16 @@ def _steps(estimator: Any) -> list[Any]:
     return [s for _, step in estimator.steps if step not in (None, "passthrough") for s in _steps(step)]
 
 
-def _with_casts(steps: list[Any]) -> list[Any]:
-    """Return the steps with float64 where float32 could change an answer by more than its rounding."""
-    import numpy as np
-    from skl2onnx.sklapi import CastTransformer
-
+def _needs_float64(steps: list[Any]) -> bool:
+    """Tell whether float32 could change an answer by more than its rounding."""
     *before, final = steps
     name = type(final).__name__
-    trees = name.startswith(_TREES)
     jumps = any(type(step).__name__ not in _SMOOTH for step in before)
-    if not (name.startswith("KNeighbors") or (before and (trees or name in _HISTOGRAMS or jumps))):
-        return steps
-    back = [CastTransformer(dtype=np.float32)] if trees or name in _HISTOGRAMS else []
-    return [CastTransformer(dtype=np.float64), *before, *back, final]
+    return name.startswith("KNeighbors") or (bool(before) and (_has_trees(final) or jumps))
+
+
+def _has_trees(final: Any) -> bool:
+    return type(final).__name__.startswith(_TREES) or type(final).__name__ in _HISTOGRAMS
 
 
 def _prepared(final: Any, classes: Any, *, plain: bool) -> Any:
@@ -183,16 +186,22 @@ def _whole_numbers() -> Iterator[None]:
 
 
 def _as_float32(model: Any) -> None:
-    """Round float64 outputs to float32, in the graph."""
+    """Take float32 where the graph takes float64, and round its float64 outputs, in the graph."""
     import onnx
 
-    for output in model.graph.output:
-        tensor = output.type.tensor_type
-        if tensor.elem_type == onnx.TensorProto.DOUBLE:
-            tensor.elem_type = onnx.TensorProto.FLOAT
-            wide, output.name = output.name, output.name + "_float32"
-            node = onnx.helper.make_node("Cast", [wide], [output.name], to=onnx.TensorProto.FLOAT)
-            model.graph.node.append(node)
+    single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+    for value in model.graph.input:
+        if value.type.tensor_type.elem_type == double:
+            wide = value.name + "_float64"
+            for node in model.graph.node:
+                node.input[:] = [wide if name == value.name else name for name in node.input]
+            model.graph.node.append(onnx.helper.make_node("Cast", [value.name], [wide], to=double))
+            value.type.tensor_type.elem_type = single
+    for value in model.graph.output:
+        if value.type.tensor_type.elem_type == double:
+            wide, value.name = value.name, value.name + "_float32"
+            model.graph.node.append(onnx.helper.make_node("Cast", [wide], [value.name], to=single))
+            value.type.tensor_type.elem_type = single
 
 
 def boundary_rows(source: SklearnSource, seed: int = 0) -> np.ndarray:
@@ -202,7 +211,7 @@ def boundary_rows(source: SklearnSource, seed: int = 0) -> np.ndarray:
     feature on some threshold of its own. Where scalers stand before the trees, rows are taken back through them.
 
     Returns:
-        float32 [N, F], N at most 4096; without trees, 256 rows of a normal distribution.
+        float32 [N, F], N at most 4096; without trees, or behind steps that cannot be undone, 1024 plausible rows.
     """
     import numpy as np
 
@@ -211,7 +220,7 @@ def boundary_rows(source: SklearnSource, seed: int = 0) -> np.ndarray:
     features = int(getattr(final, "n_features_in_", source.inputs[0].shape[1]))
     pairs = _thresholds(final)
     if not len(pairs):
-        return random.normal(size=(256, source.inputs[0].shape[1])).astype(np.float32)
+        return plausible_rows(source.estimator, source.inputs[0].shape[1], 1024, seed)
     chosen = pairs[random.permutation(len(pairs))[: _MOST_ROWS // 4]]
     pools = [pairs[pairs[:, 0] == f, 1] for f in range(features)]
     rows = np.stack(
@@ -225,7 +234,7 @@ def boundary_rows(source: SklearnSource, seed: int = 0) -> np.ndarray:
     rows[np.arange(len(rows)), numbers] = chosen[:, 1]
     back = _taken_back(before, rows)
     if back is None:
-        return random.normal(size=(256, source.inputs[0].shape[1])).astype(np.float32)
+        return plausible_rows(source.estimator, source.inputs[0].shape[1], 1024, seed)
     down = floor32(back)
     up = np.nextafter(down, np.float32(np.inf))
     beside = (down, up, np.nextafter(down, np.float32(-np.inf)), back.astype(np.float32))

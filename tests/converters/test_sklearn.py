@@ -141,6 +141,20 @@ def test_onnx_answers_as_the_estimator(tmp_path: Path, name: str) -> None:
                 np.testing.assert_allclose(got[key], value, atol=1e-5 * max(1.0, float(np.ptp(value))))
 
 
+def test_a_tree_behind_categories(tmp_path: Path) -> None:
+    """Rows that are no category are an error in scikit-learn: those that are tried here are."""
+    from tests.models.pipelines import train
+
+    made_of = train("one-hot-tree-diabetes")
+    source, made = convert(tmp_path, made_of.estimator)
+    operators = [node.op_type for node in onnx.load(made.path).graph.node]
+    assert operators[0] == "Cast"  # to float64, since trees follow
+    table = made_of.test_x.astype(np.float32)
+    got, expected = answers(made, table)["output"], source.run({"input": table})["output"]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert len(np.unique(source.run({"input": boundary_rows(source)})["output"])) > 5
+
+
 def test_the_same_estimator_gives_the_same_bytes(tmp_path: Path) -> None:
     model, _, _ = trained("gradient boosting")
     one, two = (convert(tmp_path, model)[1] for _ in range(2))
