@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.metrics import Metric
 
 __all__ = [
+    "STRICT",
     "DataLimits",
     "Limits",
     "Policy",
@@ -38,6 +39,9 @@ __all__ = [
     "measure_metric",
     "measure_parity",
 ]
+
+#: The last reason of what `--strict` refused, and nothing else did.
+STRICT = "--strict refuses what is unproven"
 
 
 class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -286,7 +290,7 @@ def judge(
         verdict = "unproven"
         why = ["half precision was tried on random inputs only: give --calibration or --eval"]
     if verdict == "unproven" and policy.strict:
-        verdict, why = "refused", [*why, "--strict refuses what is unproven"]
+        verdict, why = "refused", [*why, STRICT]
     return GateResult(
         verdict=verdict,  # type: ignore[arg-type]
         reasons=tuple(why),

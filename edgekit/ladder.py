@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekit.bounds import tango_bounds
+from edgekit.gate import STRICT
 from edgekit.manifest import MetricEvidence, ParityEvidence, Recipe
 from edgekit.routes import Route
 
@@ -61,7 +62,7 @@ def may_improve(attempt: Attempt, policy: Policy, fewest: int) -> bool:
         policy: What the user asked of the gate.
         fewest: Samples that a bootstrap bound needs.
     """
-    if attempt.status in ("refused", "failed"):
+    if attempt.status in ("refused", "failed") and attempt.reasons[-1:] != (STRICT,):
         return True
     metric = attempt.metric
     if attempt.status == "accepted" or metric is None or metric.drop_pp <= 0.0:

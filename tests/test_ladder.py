@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edgekit.converters import Converter, Rung, SourceModel
-from edgekit.gate import Policy
+from edgekit.gate import STRICT, Policy
 from edgekit.ladder import MOST_ATTEMPTS, Attempt, best, front, may_improve, next_recipe, rescues
 from edgekit.manifest import MetricEvidence, ParityEvidence, Recipe
 from edgekit.routes import Route
@@ -120,6 +121,12 @@ def test_the_ladder_ends() -> None:
 def test_who_climbs_on(status: str, evidence: MetricEvidence | None, may: bool) -> None:
     tried = Attempt(PLAIN[ROUTES[0]], status, (), 100, evidence)
     assert may_improve(tried, Policy(max_drop_pp=1.0), 100) is may
+
+
+def test_what_only_strict_refused_climbs_like_the_unproven() -> None:
+    small = Attempt(PLAIN[ROUTES[0]], "refused", ("too few", STRICT), 100, metric(0.8, n=100))
+    assert not may_improve(small, Policy(strict=True), 100)
+    assert may_improve(replace(small, metric=metric(0.8)), Policy(strict=True), 100)
 
 
 def test_what_stands_for_the_artifact() -> None:
