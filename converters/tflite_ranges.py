@@ -27,6 +27,8 @@ Range = tuple[float, float]
 _BINS = 2048
 _PERCENTILE = 99.99
 _SHARES = 64
+#: Values of one tensor and sample that go into its histogram: of larger ones, as many by chance.
+_MOST_VALUES = 1 << 16
 
 
 def activations(graph: TfliteGraph) -> dict[str, int]:
@@ -118,8 +120,17 @@ def _histograms(
         for name, value in values.items():
             low, high = extremes.get(name, (0.0, 0.0))
             if high > low:
-                counts[name] += np.histogram(value, _BINS, (low, high))[0]
+                some = value if value.size <= _MOST_VALUES else _by_chance(value)
+                counts[name] += np.histogram(some, _BINS, (low, high))[0]
     return counts
+
+
+def _by_chance(value: np.ndarray) -> np.ndarray:
+    """Return some values of a large tensor; every n-th would be those of a few channels."""
+    import numpy as np
+
+    some: np.ndarray = value.ravel()[np.random.default_rng(0).integers(value.size, size=_MOST_VALUES)]
+    return some
 
 
 def clip(extremes: Range, histogram: np.ndarray, method: str, steps: int) -> Range:

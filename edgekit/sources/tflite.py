@@ -15,7 +15,7 @@ from edgekit.tensors import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["TfliteSource", "interface", "open_interpreter"]
+__all__ = ["TfliteSource", "interface", "notes_on", "open_interpreter"]
 
 _DTYPES = {"object_": "bytes", "bytes_": "bytes", "bool_": "bool"}
 
@@ -38,7 +38,7 @@ class TfliteSource(Source):
         _refuse_custom(path.name, graph)  # first: LiteRT names one of them, and no reason
         self._interpreter = open_interpreter(path)
         self.quantized = precision_of(graph)
-        self.notes = (f"the source is quantized already: {self.quantized}",) if self.quantized else ()
+        self.notes = notes_on(graph)
         subgraph, inputs, outputs = interface(graph, options.signature, path.name)
         if subgraph:
             raise ConversionError(
@@ -120,6 +120,17 @@ def interface(graph: TfliteGraph, signature: str, what: str) -> tuple[int, dict[
             f"{what}: inputs or outputs share a name", hint="Convert the model again, with a signature."
         )
     return 0, inputs, outputs
+
+
+def notes_on(graph: TfliteGraph) -> tuple[str, ...]:
+    """Return what a user should know of a TFLite source."""
+    quantized = precision_of(graph)
+    said = [f"the source is quantized already: {quantized}"] if quantized else []
+    if graph.has_state:
+        said.append(
+            "the source keeps state between calls, in resource variables: answers depend on earlier ones"
+        )
+    return tuple(said)
 
 
 def _refuse_custom(name: str, graph: TfliteGraph) -> None:

@@ -27,6 +27,7 @@ from edgekit.streams import store_samples
 from edgekit.tasks import Convert, Describe, Described, MeasureLayers, RunSource
 from tests.conversions import environment
 from tests.corpus import ROOT, reference_cnn
+from tests.tflite_files import write_unary
 
 pytestmark = pytest.mark.convert
 
@@ -310,6 +311,18 @@ def test_clipping_cuts_an_outlier_and_keeps_zero() -> None:
     inside = np.zeros(2048, np.int64)
     inside[1500:1600] = 10
     assert clip((-1.0, 1.0), inside, "percentile", 255)[0] == 0.0
+
+
+def test_a_large_tensor_is_sampled_in_all_its_channels(tmp_path: Path) -> None:
+    """One channel of three is large: a fixed stride would see it always or never."""
+    path = write_unary(tmp_path / "m.tflite", signatures={"serving_default": ("x", "y")})
+    x = np.full((1 << 16, 3), 0.5, np.float32)
+    x[:, 2] = 4.0
+    low, high = observe(path, [{"x": x}], "percentile", 255)["v0"]
+    assert (low, high) == (0.0, pytest.approx(4.0, abs=0.01))
+    few = np.full((1 << 16, 3), 0.5, np.float32)
+    few[0, 0] = 4.0
+    assert observe(path, [{"x": few}], "percentile", 255)["v0"][1] < 0.6
 
 
 # Layers
