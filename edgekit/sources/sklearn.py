@@ -97,7 +97,7 @@ def _load_pickle(path: Path, trusted: bool) -> Any:
             hint="Save the model with skops.io.dump(model, 'model.skops'), or, if you trust the file, "
             "give --trust-pickle.",
         )
-    import joblib  # type: ignore[import-untyped]
+    import joblib
 
     return joblib.load(path)
 
