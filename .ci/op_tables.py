@@ -8,7 +8,6 @@ it again and compares. Whatever kills its process is known by having been starte
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import sys
@@ -140,13 +139,9 @@ def _versions_table(
 
 
 def node_trials(names: Callable[[str], bool] = lambda _name: True) -> Iterator[Trial]:
-    """Yield node tests of one node, at each version of the operator under which they are valid.
-
-    Shapes, axes and the like are constants, as real models have them.
-    """
+    """Yield node tests of one node, at each version of the operator under which they are valid."""
     import onnx
 
-    from edgekit.check.onnx_graph import form_of
     from tests.models.nodes import node_cases
 
     history: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -163,20 +158,20 @@ def node_trials(names: Callable[[str], bool] = lambda _name: True) -> Iterator[T
             newest = following is None
             if since < 7 and following is not None and following <= 7:
                 continue  # nobody writes those any more
-            whole, feeds = _with_constants(case)
-            opset = _NEWEST if following is None and not domain else following and following - 1
-            model = _stamped(whole, domain, opset) if opset and since <= opset else None
-            model = whole if model is None and newest else model
-            if model is not None:
-                operator = f"{domain}:{node.op_type}" if domain else node.op_type
-                types = {
-                    value.name: _element(value)
-                    for value in (*case.model.graph.input, *case.model.graph.output)
-                }
-                form = form_of(
-                    node, [types.get(n, "") for n in node.input], [types.get(n, "") for n in node.output]
-                )
-                yield Trial(operator, since, form, model, case, feeds)
+            for whole, feeds, mark in _variants(case):
+                opset = _NEWEST if following is None and not domain else following and following - 1
+                model = _stamped(whole, domain, opset) if opset and since <= opset else None
+                model = whole if model is None and newest else model
+                if model is not None:
+                    operator = f"{domain}:{node.op_type}" if domain else node.op_type
+                    yield Trial(operator, since, _form(case, node) + mark, model, case, feeds)
+
+
+def _form(case: Any, node: Any) -> str:
+    from edgekit.check.onnx_graph import form_of
+
+    types = {value.name: _element(value) for value in (*case.model.graph.input, *case.model.graph.output)}
+    return form_of(node, [types.get(n, "") for n in node.input], [types.get(n, "") for n in node.output])
 
 
 def _element(value: Any) -> str:
@@ -185,6 +180,14 @@ def _element(value: Any) -> str:
     if not value.type.HasField("tensor_type"):
         return "other"
     return str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
+
+
+def _variants(case: Any) -> Iterator[tuple[Any, dict[str, Any] | None, str]]:
+    """Yield (model, what is fed, mark of the form): axes and sizes as constants; where there are any, fed as well."""
+    model, feeds = _with_constants(case)
+    yield model, feeds, ""
+    if model is not case.model:
+        yield case.model, case.feeds, "+computed"
 
 
 def _with_constants(case: Any) -> tuple[Any, dict[str, Any] | None]:
@@ -237,7 +240,10 @@ def try_openvino(trial: Trial) -> str:
     from tests.models.nodes import agrees
 
     core = openvino.Core()
-    model = core.read_model(io.BytesIO(trial.model.SerializeToString()))
+    with tempfile.TemporaryDirectory() as folder:  # a file, as EdgeKit has it: streams have another reader
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(trial.model.SerializeToString())
+        model = core.read_model(str(path))
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     if trial.feeds is None:
         return OK
@@ -270,17 +276,15 @@ _UNARY = (
     "IsNan L2Loss LeakyRelu Lgamma Log Log1p LogSoftmax Neg OnesLike Reciprocal Relu Relu6 Rint Round Rsqrt Selu Shape "
     "Sigmoid Sign Sin Sinh Size Softmax Softplus Softsign Sqrt Square Tan Tanh ZerosLike Rank Snapshot StopGradient "
     "PreventGradient Cholesky MatrixDiag MatrixDiagPart MatrixInverse Svd Qr Ndtri Erfinv BesselI0e"
-).split()
+)
 _BINARY = (
     "Add AddV2 Atan2 BiasAdd Div DivNoNan Equal FloorDiv FloorMod Greater GreaterEqual Less LessEqual MatMul Maximum "
     "Minimum Mod Mul MulNoNan NotEqual Pow RealDiv SquaredDifference Sub TruncateDiv TruncateMod Xdivy Xlogy Zeta "
     "Polygamma Igamma NextAfter"
-).split()
-_REDUCE = (
-    "Max Mean Min Prod Sum ArgMax ArgMin Cumsum Cumprod ReverseV2 EuclideanNorm CumulativeLogsumexp".split()
 )
+_REDUCE = "Max Mean Min Prod Sum ArgMax ArgMin Cumsum Cumprod ReverseV2 EuclideanNorm CumulativeLogsumexp"
 _LOGICAL = {"LogicalAnd": 2, "LogicalNot": 1, "LogicalOr": 2, "All": 0, "Any": 0}
-_BITS = "BitwiseAnd BitwiseOr BitwiseXor LeftShift RightShift".split()  # noqa: SIM905
+_BITS = "BitwiseAnd BitwiseOr BitwiseXor LeftShift RightShift"
 
 
 def tensorflow_trials() -> Iterator[tuple[str, str, Callable[..., Any], list[Any]]]:
@@ -290,16 +294,16 @@ def tensorflow_trials() -> Iterator[tuple[str, str, Callable[..., Any], list[Any
     raw = tf.raw_ops
     plane, square = tf.TensorSpec((8, 8), tf.float32), tf.TensorSpec((4, 4), tf.float32)
     row = tf.TensorSpec((8,), tf.float32)
-    for name in _UNARY:
+    for name in _UNARY.split():
         yield name, "float", (lambda x, n=name: _call(raw, n, x)), [square]
-    for name in _BINARY:
+    for name in _BINARY.split():
         yield (
             name,
             "float",
             (lambda x, y, n=name: _call(raw, n, x, y)),
             [plane, row if name == "BiasAdd" else plane],
         )
-    for name in _REDUCE:
+    for name in _REDUCE.split():
         axis = [1] if name == "ReverseV2" else 1
         yield name, "float", (lambda x, n=name, a=axis: _call(raw, n, x, tf.constant(a))), [plane]
     flags = tf.TensorSpec((8, 8), tf.bool)
@@ -307,7 +311,7 @@ def tensorflow_trials() -> Iterator[tuple[str, str, Callable[..., Any], list[Any
         more = [] if count else [1]
         yield name, "bool", (lambda *x, n=name, m=more: _call(raw, n, *x, *m)), [flags] * max(1, count)
     whole = tf.TensorSpec((8, 8), tf.int32)
-    for name in _BITS:
+    for name in _BITS.split():
         yield name, "int32", (lambda x, y, n=name: _call(raw, n, x, y)), [whole, whole]
     yield "Invert", "int32", (lambda x: raw.Invert(x=x)), [whole]
     yield from _special(tf)
@@ -629,7 +633,7 @@ def _special(tf: Any) -> Iterator[tuple[str, str, Callable[..., Any], list[Any]]
                 ),
                 [wide],
             )
-        elif name in _BINARY:
+        elif name in _BINARY.split():
             yield name, "double", (lambda x, y, n=name: _call(raw, n, x, y)), [double, double]
         else:
             yield name, "double", (lambda x, n=name: _call(raw, n, x)), [double]
@@ -813,10 +817,10 @@ def _aten(target: str) -> str:
 
 def sklearn_table() -> str:
     """Return the estimators that skl2onnx knows."""
-    import skl2onnx
+    from skl2onnx._supported_operators import sklearn_operator_name_map
 
-    lines = _head("Estimators with a translation in skl2onnx.", ["skl2onnx"])
-    names = sorted(name.removeprefix("Sklearn") for name in skl2onnx.supported_converters(from_sklearn=False))
+    lines = _head("Estimators with a translation in skl2onnx.", ["skl2onnx", "scikit-learn"])
+    names = sorted({kind.__name__ for kind in sklearn_operator_name_map})
     return "\n".join([*lines, "estimators = [", *(f'    "{name}",' for name in names), "]"]) + "\n"
 
 
@@ -852,6 +856,8 @@ def _run_some(trials: Sequence[Callable[[], Any]], start: int, sender: Any) -> N
     for trial in trials[start:]:
         try:
             sender.send(trial())
+        except (ImportError, NameError):
+            raise  # a fault of this script, not of what it measures
         except Exception:  # noqa: BLE001  # whatever a runtime raises is what this measures
             sender.send(BAD)
     sender.close()

@@ -63,19 +63,19 @@ FLOAT = {"T": "float"}
         (OpUse("Add", "float", 99, types=FLOAT), "onnx", ("unsupported", "no-kernel")),
         (OpUse("HardSwish", "float", 99, types=FLOAT, function=True), "onnx", ("rewritten", "by-function")),
         (OpUse("If", "bool", 16), "openvino", ("unknown", "control-flow")),
-        (OpUse("Unsqueeze", "float", 13, types=FLOAT, computed=True), "openvino", ("unknown", "computed-axes")),
+        (OpUse("Unsqueeze", "float", 13, types=FLOAT, computed=True), "openvino", ("unknown", "computed-inputs")),
+        (OpUse("Reshape", "float", 14, types=FLOAT, computed=True), "openvino", ("supported", "")),
+        (OpUse("ai.onnx.ml:TreeEnsemble", "float", 5), "openvino", ("unsupported", "ai-onnx-ml")),
         (OpUse("ai.onnx.ml:TreeEnsembleClassifier", "float", 3), "onnx", ("supported", "")),
         (OpUse("ai.onnx.ml:TreeEnsembleClassifier", "float", 3), "openvino", ("unsupported", "ai-onnx-ml")),
         (OpUse("com.microsoft:Gelu", "float", 1), "openvino", ("unknown", "contrib-op")),
         (OpUse("my.own:Thing", "float"), "onnx", ("unsupported", "custom-op")),
-        (OpUse("ImageDecoder", "uint8", 20, types={"T1": "uint8"}), "openvino", ("unsupported", "refused-when-tried")),
+        (OpUse("Det", "float", 11, types=FLOAT), "openvino", ("unsupported", "refused-when-tried")),
         (OpUse("RNN", "float/1", 14, types=FLOAT), "onnx", ("unsupported", "no-attribute")),
         (OpUse("Split", "float", 13, types=FLOAT, lowered=True), "onnx", ("unknown", "some-forms")),
     ],
 )  # fmt: skip
 def test_operators_of_onnx(op: OpUse, format_: str, wanted: tuple[str, str]) -> None:
-    if op.name == "ImageDecoder":  # ONNX Runtime has no kernel for it either, and comes first
-        wanted = ("unsupported", "no-kernel")
     assert verdict("onnx", op, format_) == wanted
 
 
@@ -136,6 +136,19 @@ def test_operators_of_tensorflow(op: OpUse, format_: str, via: str, wanted: tupl
 )
 def test_operators_of_pytorch(op: OpUse, decomposed: tuple[str, ...], wanted: tuple[str, str]) -> None:
     assert verdict("aten", op, "tflite", "tflite", decomposed=decomposed) == wanted
+
+
+@pytest.mark.parametrize(
+    ("op", "wanted"),
+    [
+        (OpUse("StandardScaler"), ("supported", "")),
+        (OpUse("RandomForestClassifier"), ("supported", "")),
+        (OpUse("SpectralClustering"), ("unsupported", "no-translation")),
+        (OpUse("MyScaler", "custom"), ("unsupported", "custom-op")),
+    ],
+)
+def test_operators_of_scikit_learn(op: OpUse, wanted: tuple[str, str]) -> None:
+    assert verdict("sklearn", op, "onnx", "onnx") == wanted
 
 
 def test_the_same_verdicts_are_counted_together_worst_first() -> None:
@@ -281,6 +294,14 @@ def test_layout_counts_pictures_that_are_turned() -> None:
 # Reading: real files of every kind
 
 KINDS = ("keras", "keras2", "savedmodel", "onnx", "tflite", "torch-export", "torchscript")
+
+
+def test_a_forest_is_one_step_and_goes_to_onnx_alone() -> None:
+    found = check(small_source("sklearn"), "x86-64")
+    assert [(op.name, op.count) for op in found.source.ops] == [("RandomForestClassifier", 1)]
+    assert [r.runtime for r in found.runtimes if r.possible] == ["onnxruntime"]
+    assert found.source.parameters > 100
+    assert found.next_step == "Run edgekit convert with --eval."
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,8 @@ _TELLING = {
     "Resize": ("mode", "coordinate_transformation_mode", "antialias"),
     **dict.fromkeys(("RNN", "LSTM", "GRU"), ("layout",)),
 }
-#: Operators whose second input, their axes, decides the rank of what they give.
-_AXES = ("Squeeze", "Unsqueeze", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1",
-         "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")  # fmt: skip
 _OWN = ("", "ai.onnx")
+_INT64 = 7
 _DTYPES = {"float": "float32", "double": "float64", "string": "bytes"}
 #: What inference calls a size that nothing named, with a number behind it.
 _UNNAMED = "unk__"
@@ -179,12 +177,13 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Scope:
-    """Where a node stands: versions of the domains, types by name, the construct around it, what is constant."""
+    """Where a node stands: versions of the domains, types by name, the construct around it, constants, what holds sizes."""
 
     opsets: Mapping[str, int]
     types: Mapping[str, str]
     inside: str
     fixed: frozenset[str] = frozenset()
+    small: frozenset[str] = frozenset()
 
 
 def _uses(model: onnx.ModelProto) -> Iterator[OpUse]:
@@ -210,7 +209,8 @@ def _graph(
     }
     constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
     fixed = scope.fixed | constants | {t.name for t in graph.initializer}
-    inner = _Scope(scope.opsets, types, scope.inside, fixed)
+    small = scope.small | {v.name for v in (*graph.value_info, *graph.input, *graph.output) if _is_small(v)}
+    inner = _Scope(scope.opsets, types, scope.inside, fixed, small)
     for node in graph.node:
         yield from _node(node, inner, functions)
 
@@ -226,7 +226,7 @@ def _node(node: onnx.NodeProto, scope: _Scope, functions: Mapping[tuple[str, str
     for attribute in node.attribute:
         for branch in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
             around = scope.inside or node.op_type
-            yield from _graph(branch, _Scope(scope.opsets, scope.types, around, scope.fixed), functions)
+            yield from _graph(branch, replace(scope, inside=around), functions)
 
 
 def _use(node: onnx.NodeProto, scope: _Scope) -> OpUse:
@@ -239,10 +239,19 @@ def _use(node: onnx.NodeProto, scope: _Scope) -> OpUse:
         form=form_of(node, takes, gives),
         since=schema.since_version if schema is not None else 0,
         inside=scope.inside,
-        computed=node.op_type in _AXES and len(node.input) > 1 and node.input[1] not in scope.fixed | {""},
+        computed=any(name in scope.small and name not in scope.fixed for name in node.input[1:]),
         types=_constraints(schema, takes, gives) if schema is not None else {},
         function=schema is not None and (schema.has_function or schema.has_context_dependent_function),
     )
+
+
+def _is_small(value: onnx.ValueInfoProto) -> bool:
+    """Tell a number, or a row of 64-bit integers: axes, sizes and the like."""
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        return False
+    rank = len(kind.shape.dim)
+    return rank == 0 or (rank == 1 and kind.elem_type == _INT64)
 
 
 def _schema(name: str, domain: str, version: int) -> Any:

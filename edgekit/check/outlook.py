@@ -344,7 +344,8 @@ def _next_step(possible: bool, runtimes: Sequence[RuntimeOutlook], memory: Memor
     if possible:
         unknown = any(v.status == "unknown" for r in runtimes if r.possible for v in r.ops)
         more = " What is unknown, only the conversion tells." if unknown else ""
-        return "Run edgekit convert with --calibration and --eval." + more
+        static = any(a.needs for r in runtimes for a in r.artifacts if a.possible)
+        return f"Run edgekit convert with {'--calibration and ' if static else ''}--eval." + more
     first = next((r for r in runtimes for a in r.artifacts if a.route), None)
     if first is None:
         return "Export the model in another format: no converter leads from this one to the target's."

@@ -20,7 +20,7 @@ class OpUse(msgspec.Struct, frozen=True, omit_defaults=True):
         since: Version of the operator, as it is written for the target; 0 where operators have no versions.
         inside: The branch or loop that it stands in: `If`, `Loop`, …; empty for the main graph.
         types: Type constraint of the operator's schema to the types it has here; ONNX only.
-        computed: Its axes are no constant, so that the rank of what it gives is known at run time only.
+        computed: Axes, sizes or the like come in, behind its first input, that are no constants.
         lowered: It is written for an older opset than the model's own.
         function: It is defined by other operators of its format, so that who lacks it has it all the same.
         count: How many of it there are.

@@ -23,6 +23,7 @@ SURVEYORS = {
     "tflite": "edgekit.check.tflite_graph:survey",
     "torch-export": "edgekit.check.torch_graph:survey_program",
     "torchscript": "edgekit.check.torch_graph:survey_script",
+    "sklearn": "edgekit.check.sklearn_steps:survey",
 }
 
 

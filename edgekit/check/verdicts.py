@@ -18,7 +18,7 @@ STATUSES: tuple[Status, ...] = ("supported", "rewritten", "fallback", "unknown",
 
 #: Reason code to what it means; docs/check.md lists them, and a test holds the two together.
 REASONS: Mapping[str, str] = {
-    "computed-axes": "its axes are computed, so that the rank of what it gives is free; OpenVINO wants it fixed",
+    "computed-inputs": "its axes, sizes or the like are computed, and OpenVINO refused that where it was tried",
     "flex-op": "TFLite has no such operator: it would need TensorFlow's own (Flex), which device runtimes lack",
     "custom-op": "an operator of somebody's own: no runtime has it",
     "control-flow": "a branch or a loop: what stands inside decides, and only a conversion tells",
@@ -50,8 +50,10 @@ _FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _CONVS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv")
 #: Operators of which ONNX Runtime takes some forms, by the machine's locale or by values that no schema tells.
 _DOUBTED = ("StringNormalizer", "OptionalHasElement", "OptionalGetElement")
-#: Likewise once they are written for an older opset: the number of parts is an attribute no more.
-_DOUBTED_LOWERED = ("Split",)
+#: Likewise once they are written for an older opset: the number of parts, the names of modes changed.
+_DOUBTED_LOWERED = ("Split", "GridSample")
+#: Domains whose operators ONNX Runtime knows.
+_KNOWN = ("", "ai.onnx.ml", "com.microsoft")
 _RECURRENT = ("RNN", "LSTM", "GRU")
 #: Element types that a reader takes like the ones that were tried: shapes, indices and masks are of these.
 _PLAIN_TYPES = ("float", "int32", "int64", "bool", "float16", "")
@@ -84,8 +86,6 @@ _TWINS = {
 _TF_FLOW = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
 #: TFLite's operators that keep state or text.
 _TFLITE_STATE = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
-#: Estimators that skl2onnx writes in ONNX's general operators alone.
-_GENERAL = ("MLPRegressor", "PCA", "IncrementalPCA", "KMeans", "TruncatedSVD")
 
 
 class OpVerdict(msgspec.Struct, frozen=True):
@@ -196,11 +196,10 @@ def _lacking(op: OpUse, types: Mapping[str, Sequence[str]]) -> str:
 
 
 def _without_kernel(op: OpUse, detail: str = "") -> OpVerdict:
-    if op.function:
-        return _say(op, "rewritten", "by-function")
     domain = op.name.partition(":")[0] if ":" in op.name else ""
-    known = domain in ("", "ai.onnx.ml", "com.microsoft")
-    return _say(op, "unsupported", "no-kernel" if known else "custom-op", detail)
+    if op.function and domain in _KNOWN:  # the runtime reads no definition of a domain that it does not know
+        return _say(op, "rewritten", "by-function")
+    return _say(op, "unsupported", "no-kernel" if domain in _KNOWN else "custom-op", detail)
 
 
 def _onnx_for_openvino(op: OpUse, surveyed: Surveyed) -> OpVerdict:
@@ -209,8 +208,6 @@ def _onnx_for_openvino(op: OpUse, surveyed: Surveyed) -> OpVerdict:
         return source
     if op.inside and op.name in _CONVS:
         return _say(op, "unsupported", "conv-in-if", f"inside {op.inside}")
-    if op.computed:
-        return _say(op, "unknown", "computed-axes")
     if op.name in _FLOW:
         return _say(op, "unknown", "control-flow")
     verdict = _tried(op, table("openvino"))
@@ -224,16 +221,24 @@ def _tried(op: OpUse, tried: Mapping[str, Mapping[str, Mapping[str, Sequence[int
     nearest = [str(v) for v in sorted(int(v) for v in versions) if v >= op.since] or [max(versions, key=int)]
     forms = next((versions[v] for v in nearest if op.form in versions[v]), versions[nearest[0]])
     counts = forms.get(op.form)
+    if op.computed and any(refused for form, (_, refused, _) in forms.items() if form.endswith("+computed")):
+        return _say(op, "unknown", "computed-inputs")
     if counts is None:
         return _untried_form(op, forms)
     works, refused, wrong = counts
     if refused and not works:
-        return _say(op, "unsupported", "double" if op.form == "double" else "refused-when-tried", op.form)
+        return _say(op, "unsupported", _refusal(op), op.form)
     if refused:
         return _say(op, "unknown", "some-forms", f"{op.form}: {works} of {works + refused + wrong}")
     if wrong:
         return _say(op, "supported", "odd-answers", f"{op.form}: {wrong} of {works + wrong}")
     return _say(op, "supported")
+
+
+def _refusal(op: OpUse) -> str:
+    if op.name.startswith("ai.onnx.ml:"):
+        return "ai-onnx-ml"
+    return "double" if op.form == "double" else "refused-when-tried"
 
 
 def _foreign(op: OpUse) -> OpVerdict:
@@ -248,10 +253,13 @@ def _foreign(op: OpUse) -> OpVerdict:
 
 def _untried_form(op: OpUse, forms: Mapping[str, Sequence[int]]) -> OpVerdict:
     """Judge by the other forms: shapes and masks go the way of floats where those all went."""
-    all_work = all(not refused for _, refused, _ in forms.values())
     plain = (*_PLAIN_TYPES, "int8", "uint8") if ">" in op.form else _PLAIN_TYPES
-    alike = all(part in plain for part in op.form.split(">"))
-    if all_work and alike:
+
+    def is_plain(form: str) -> bool:
+        return all(part in plain for part in form.split(">"))
+
+    alike = [counts for form, counts in forms.items() if is_plain(form.removesuffix("+computed"))]
+    if is_plain(op.form) and alike and not any(refused for _, refused, _ in alike):
         return _say(op, "supported")
     return _say(op, "unknown", "double" if "double" in op.form else "not-tried", op.form)
 
@@ -347,18 +355,12 @@ def _aten_for(key: str) -> Callable[[OpUse, Surveyed], OpVerdict]:
     return judge
 
 
-def _sklearn_for(format_: str) -> Callable[[OpUse, Surveyed], OpVerdict]:
-    def judge(op: OpUse, surveyed: Surveyed) -> OpVerdict:  # noqa: ARG001  one of a table of judges
-        if op.form == "custom":
-            return _say(op, "unsupported", "custom-op")
-        if op.name not in table("sklearn")["estimators"]:
-            return _say(op, "unsupported", "no-translation")
-        if format_ == "openvino":
-            general = op.name in _GENERAL
-            return _say(op, "unknown", "not-tried") if general else _say(op, "unsupported", "ai-onnx-ml")
-        return _say(op, "supported")
-
-    return judge
+def _sklearn(op: OpUse, surveyed: Surveyed) -> OpVerdict:  # noqa: ARG001  one of a table of judges
+    if op.form == "custom":
+        return _say(op, "unsupported", "custom-op")
+    if op.name not in table("sklearn")["estimators"]:
+        return _say(op, "unsupported", "no-translation")
+    return _say(op, "supported")
 
 
 #: (Dialect, way) to who judges; a way is the format, with the one made first in front where that is another.
@@ -374,6 +376,5 @@ _JUDGES: Mapping[tuple[str, str], Callable[[OpUse, Surveyed], OpVerdict]] = {
     },
     **{("aten", way): _aten_for("tflite") for way in ("tflite", "tflite-openvino", "tflite-onnx")},
     **{("aten", way): _aten_for("onnx") for way in ("onnx", "onnx-openvino")},
-    ("sklearn", "onnx"): _sklearn_for("onnx"),
-    ("sklearn", "onnx-openvino"): _sklearn_for("openvino"),
+    ("sklearn", "onnx"): _sklearn,
 }
