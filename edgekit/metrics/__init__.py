@@ -76,9 +76,11 @@ def infer_task(
         return "detection"
     if kinds & {"argmax", "resize-mask"}:
         return "segmentation"
-    first = next(iter(outputs.values()))
+    first = scored_output(outputs)
     truth = np.empty(0) if labels is None else labels
     whole = truth.dtype.kind in "iu"
+    if first.dtype.kind in "iub" and first.size == len(first):  # the class itself
+        return "classification" if labels is None or whole else "regression"
     if first.ndim == 2 and first.shape[1] >= 2:
         shares = bool((first >= 0).all()) and bool((abs(first.sum(axis=1) - 1) < 1e-3).all())
         classes = shares or whole
