@@ -16,7 +16,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class Trial:
 def openvino_table() -> str:
     """Return what OpenVINO makes of every operator, version and element type."""
     trials = list(node_trials())
-    outcomes = isolated([lambda t=trial: try_openvino(t) for trial in trials])
+    outcomes = isolated([partial(try_openvino, trial) for trial in trials])
     return _versions_table(
         "OpenVINO's ONNX reader and CPU plugin on ONNX's node tests: operator to version to form (element",
         "type of the first input, and what else decides) to [tests that work, that are refused, that give another answer].",
@@ -649,11 +649,15 @@ def _tensorflow_trials() -> list[tuple[str, str, Callable[..., Any], list[Any]]]
     return list(tensorflow_trials())
 
 
+def _try_tensorflow_number(number: int) -> Any:
+    return try_tensorflow(*_tensorflow_trials()[number][2:])
+
+
 def tensorflow_table() -> str:
     """Return what TensorFlow's converter and tf2onnx make of each operator, and what reads the results."""
     # TensorFlow is imported in the children alone: it does not live through a fork
     (names,) = isolated([lambda: [(name, element) for name, element, _, _ in _tensorflow_trials()]])
-    results = isolated([lambda i=i: try_tensorflow(*_tensorflow_trials()[i][2:]) for i in range(len(names))])
+    results = isolated([partial(_try_tensorflow_number, i) for i in range(len(names))])
     lines = [
         "# TensorFlow's operators, one function each: what TensorFlow's converter (built-ins only, then with Flex), tf2onnx and",
         *_head(

@@ -107,7 +107,7 @@ def canvases(images: np.ndarray, labels: np.ndarray, count: int, seed: int) -> t
         placed = 0
         for _ in range(rng.integers(1, MOST_DIGITS + 1)):
             chosen = rng.integers(len(images))
-            tile = crop(resize(images[chosen, :, :, 0], rng.integers(SMALLEST, LARGEST + 1)))
+            tile = crop(resize(images[chosen, :, :, 0], int(rng.integers(SMALLEST, LARGEST + 1))))
             height, width = tile.shape
             for _attempt in range(20):
                 y, x = rng.integers(0, SIDE - height + 1), rng.integers(0, SIDE - width + 1)
@@ -190,7 +190,8 @@ def overlaps(prior: np.ndarray, corners: np.ndarray) -> np.ndarray:
         np.maximum(np.minimum(high, corners[:, 2:]) - np.maximum(low, corners[:, :2]), 0), axis=-1
     )
     areas = np.prod(corners[:, 2:] - corners[:, :2], axis=-1)
-    return shared / (np.prod(prior[:, None, 2:], axis=-1) + areas - shared)
+    overlap: np.ndarray = shared / (np.prod(prior[:, None, 2:], axis=-1) + areas - shared)
+    return overlap
 
 
 def train(images: np.ndarray, boxes: np.ndarray, seed: int) -> Any:
