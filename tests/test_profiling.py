@@ -139,8 +139,12 @@ def test_what_native_code_prints_does_not_reach_the_answer(
     noisy = tmp_path / "site"
     noisy.mkdir()
     (noisy / "sitecustomize.py").write_text(
-        "import os, threading, time\n"
-        "threading.Thread(target=lambda: (time.sleep(0.3), os.write(1, b'INFO: hello')), daemon=True).start()\n"
+        "import os, sys, threading, time\n"
+        "def speak():\n"
+        "    while 'edgekit.golden' not in sys.modules:\n"  # measuring has begun
+        "        time.sleep(0.005)\n"
+        "    os.write(1, b'INFO: hello')\n"
+        "threading.Thread(target=speak, daemon=True).start()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(noisy))
     report = profile_bundle(bundle, runtimes=["null"], threads=[1], seconds=0.5)
