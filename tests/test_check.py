@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,16 +22,15 @@ from edgekit.devices import DeviceProfile, load_profile
 from edgekit.recipes import wanted_artifacts
 from edgekit.routes import converters
 from edgekit.tensors import TensorSpec
-from tests.check_models import Compared, compare
+from tests.check_models import ROUTES, Compared, compare
 from tests.corpus import ROOT
+from tests.models import Model, models
 from tests.small_sources import small_source
 
 pytestmark = pytest.mark.convert
 
 X = TensorSpec("x", "float32", (-1, 28, 28, 1), "NHWC")
 Y = TensorSpec("y", "float32", (-1, 10))
-#: Every how many-th node test is compared with a real conversion; `make soak` takes them all.
-SAMPLE = 1 if os.environ.get("EDGEKIT_SOAK") else 20
 
 
 def surveyed(dialect: str, *ops: OpUse, **more: Any) -> Surveyed:
@@ -55,7 +53,11 @@ FLOAT = {"T": "float"}
         (OpUse("Conv", "float", 11, types=FLOAT), "onnx", ("supported", "")),
         (OpUse("Conv", "float", 11, types=FLOAT), "openvino", ("supported", "")),
         (OpUse("Conv", "float", 11, "If", FLOAT), "onnx", ("supported", "")),
-        (OpUse("Conv", "float", 11, "If", FLOAT), "openvino", ("unsupported", "conv-in-if")),
+        (OpUse("Conv", "float", 11, "If", FLOAT), "openvino", ("supported", "")),
+        (OpUse("Conv", "float", 11, "If", FLOAT, free_rank=True), "openvino", ("unsupported", "conv-in-if")),
+        (OpUse("Conv", "float", 11, types=FLOAT, free_rank=True), "openvino", ("unsupported", "free-rank")),
+        (OpUse("Conv", "float", 11, types=FLOAT, free_rank=True), "onnx", ("supported", "")),
+        (OpUse("Unsqueeze", "int64", 13, types={"T": "int64"}), "openvino", ("supported", "")),
         (OpUse("Conv", "double", 11, types={"T": "double"}), "onnx", ("unsupported", "double")),
         (OpUse("Conv", "float16", 11, types={"T": "float16"}), "onnx", ("rewritten", "computed-in-float32")),
         (OpUse("Add", "float", 14, types=FLOAT, lowered=True), "onnx", ("rewritten", "opset-lowered")),
@@ -112,6 +114,7 @@ def test_operators_of_tflite(op: OpUse, format_: str, wanted: tuple[str, str]) -
         (OpUse("Conv2D", "double"), "tflite", "tflite", ("unsupported", "flex-op")),
         (OpUse("AddV2", "double"), "tflite", "tflite", ("unknown", "double")),
         (OpUse("While"), "tflite", "tflite", ("rewritten", "control-flow")),
+        (OpUse("While"), "openvino", "tflite", ("unknown", "control-flow")),
         (OpUse("AssignVariableOp"), "tflite", "tflite", ("unknown", "resource-variable")),
         (OpUse("AssignVariableOp"), "onnx", "onnx", ("unsupported", "resource-variable")),
         (OpUse("HashTableV2"), "onnx", "onnx", ("unsupported", "lookup-table")),
@@ -206,7 +209,7 @@ CONV = OpUse("Conv", "float", 11, types=FLOAT)
 
 
 def test_a_refused_operator_leaves_the_other_runtime() -> None:
-    found = outlook(surveyed("onnx", CONV, OpUse("Conv", "float", 11, "If", FLOAT)))
+    found = outlook(surveyed("onnx", CONV, OpUse("Conv", "float", 11, "If", FLOAT, free_rank=True)))
     possible = {runtime.runtime: runtime.possible for runtime in found.runtimes}
     assert possible == {"openvino": False, "onnxruntime": True, "litert": False}
     assert found.possible
@@ -392,6 +395,32 @@ def test_free_sizes_inside_and_transposes_are_counted(onnx_file: Any) -> None:
     assert (found.transposes, found.free_inside) == (2, 1)
 
 
+def test_a_convolution_behind_branches_of_different_rank_is_refused_by_openvino(onnx_file: Any) -> None:
+    from onnx import TensorProto, helper
+
+    info = helper.make_tensor_value_info
+    branches = {
+        "then_branch": helper.make_node("Identity", ["x"], ["out"]),
+        "else_branch": helper.make_node("Squeeze", ["x"], ["out"]),
+    }
+    graphs = {
+        name: helper.make_graph([node], name, [], [info("out", TensorProto.FLOAT, None)])
+        for name, node in branches.items()
+    }
+    nodes = [
+        helper.make_node("If", ["flag"], ["z"], **graphs),
+        helper.make_node("Conv", ["z", "w"], ["y"]),
+    ]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 1, 1], [1.0])
+    flag = helper.make_tensor("flag", TensorProto.BOOL, [], [True])
+    inputs = [info("x", TensorProto.FLOAT, [1, 1, 4, 4])]
+    found = onnx_file(
+        nodes, weights=[weight, flag], inputs=inputs, outputs=[info("y", TensorProto.FLOAT, None)]
+    )
+    (conv,) = (op for op in found.ops if op.name == "Conv")
+    assert verdict("onnx", conv, "openvino") == ("unsupported", "free-rank")
+
+
 def test_a_newer_opset_is_lowered_or_refused(onnx_file: Any) -> None:
     from onnx import TensorProto, helper
 
@@ -522,18 +551,19 @@ def _agree(results: Sequence[Compared]) -> None:
     assert lies == []
 
 
-def _node_models(folder: Path) -> Iterator[tuple[str, Path]]:
+def _node_models(folder: Path, step: int) -> Iterator[tuple[str, Path]]:
     from tests.models.nodes import node_cases
 
-    for case in [case for case in node_cases() if case.feeds is not None][::SAMPLE]:
+    for case in [case for case in node_cases() if case.feeds is not None][::step]:
         path = folder / f"{case.name}.onnx"
         path.write_bytes(case.model.SerializeToString())
         yield case.name, path
 
 
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
-def test_what_is_supported_converts_node_tests(tmp_path: Path, format_: str) -> None:
-    results = [compare(name, "onnx", path, format_) for name, path in _node_models(tmp_path)]
+@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.soak)])
+def test_what_is_supported_converts_node_tests(tmp_path: Path, format_: str, step: int) -> None:
+    results = [compare(name, "onnx", path, format_) for name, path in _node_models(tmp_path, step)]
     assert len(results) >= 30
     _agree(results)
     fine = [r for r in results if not r.error]
@@ -561,8 +591,18 @@ def test_what_is_supported_converts_other_kinds(kind: str, format_: str) -> None
     assert (result.refused, result.error) == (False, "")
 
 
-def test_converters_of_the_comparison_exist() -> None:
-    from tests.check_models import ROUTES
+_CORPUS = [model for model in models() if (model.kind, "onnx") in ROUTES]
 
+
+@pytest.mark.soak
+@pytest.mark.parametrize("model", _CORPUS, ids=lambda model: model.id)
+def test_what_is_supported_converts_the_corpus(model: Model) -> None:
+    formats = [format_ for kind, format_ in ROUTES if kind == model.kind]
+    results = [compare(model.id, model.kind, model.path, format_) for format_ in formats]
+    _agree(results)
+    assert [(r.format, r.ops) for r in results if r.refused and not r.error] == []
+
+
+def test_converters_of_the_comparison_exist() -> None:
     assert {step for route in ROUTES.values() for step in route} <= set(CONVERTERS)
     assert STATUSES[0] == "supported"

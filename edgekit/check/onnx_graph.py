@@ -177,13 +177,23 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Scope:
-    """Where a node stands: versions of the domains, types by name, the construct around it, constants, what holds sizes."""
+    """Where a node stands.
+
+    Attributes:
+        opsets: Domain to version.
+        types: Value to element type.
+        inside: The construct around it.
+        fixed: Constants.
+        small: Values that hold numbers and sizes.
+        unranked: Values of which nobody knows the number of dimensions.
+    """
 
     opsets: Mapping[str, int]
     types: Mapping[str, str]
     inside: str
     fixed: frozenset[str] = frozenset()
     small: frozenset[str] = frozenset()
+    unranked: frozenset[str] = frozenset()
 
 
 def _uses(model: onnx.ModelProto) -> Iterator[OpUse]:
@@ -209,8 +219,10 @@ def _graph(
     }
     constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
     fixed = scope.fixed | constants | {t.name for t in graph.initializer}
-    small = scope.small | {v.name for v in (*graph.value_info, *graph.input, *graph.output) if _is_small(v)}
-    inner = _Scope(scope.opsets, types, scope.inside, fixed, small)
+    values = [*graph.value_info, *graph.input, *graph.output]
+    small = scope.small | {value.name for value in values if _is_small(value)}
+    unranked = scope.unranked | {value.name for value in values if _is_unranked(value)}
+    inner = _Scope(scope.opsets, types, scope.inside, fixed, small, unranked)
     for node in graph.node:
         yield from _node(node, inner, functions)
 
@@ -240,9 +252,14 @@ def _use(node: onnx.NodeProto, scope: _Scope) -> OpUse:
         since=schema.since_version if schema is not None else 0,
         inside=scope.inside,
         computed=any(name in scope.small and name not in scope.fixed for name in node.input[1:]),
+        free_rank=bool(node.input) and node.input[0] in scope.unranked,
         types=_constraints(schema, takes, gives) if schema is not None else {},
         function=schema is not None and (schema.has_function or schema.has_context_dependent_function),
     )
+
+
+def _is_unranked(value: onnx.ValueInfoProto) -> bool:
+    return value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
 
 
 def _is_small(value: onnx.ValueInfoProto) -> bool:

@@ -21,6 +21,7 @@ class OpUse(msgspec.Struct, frozen=True, omit_defaults=True):
         inside: The branch or loop that it stands in: `If`, `Loop`, …; empty for the main graph.
         types: Type constraint of the operator's schema to the types it has here; ONNX only.
         computed: Axes, sizes or the like come in, behind its first input, that are no constants.
+        free_rank: Nobody knows how many dimensions its first input has.
         lowered: It is written for an older opset than the model's own.
         function: It is defined by other operators of its format, so that who lacks it has it all the same.
         count: How many of it there are.
@@ -32,6 +33,7 @@ class OpUse(msgspec.Struct, frozen=True, omit_defaults=True):
     inside: str = ""
     types: dict[str, str] = {}
     computed: bool = False
+    free_rank: bool = False
     lowered: bool = False
     function: bool = False
     count: int = 1

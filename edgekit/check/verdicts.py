@@ -22,7 +22,8 @@ REASONS: Mapping[str, str] = {
     "flex-op": "TFLite has no such operator: it would need TensorFlow's own (Flex), which device runtimes lack",
     "custom-op": "an operator of somebody's own: no runtime has it",
     "control-flow": "a branch or a loop: what stands inside decides, and only a conversion tells",
-    "conv-in-if": "OpenVINO takes no convolution inside a branch",
+    "conv-in-if": "a convolution inside a branch, on what has no fixed number of dimensions: OpenVINO takes none",
+    "free-rank": "a convolution behind a branch, on what has no fixed number of dimensions: OpenVINO takes none",
     "resource-variable": "the model keeps state in variables, which this format does not have",
     "lookup-table": "a table to look up text or numbers, which this format does not have",
     "opset-too-new": "the operator is newer than the target's runtime reads, and has no older form",
@@ -206,8 +207,9 @@ def _onnx_for_openvino(op: OpUse, surveyed: Surveyed) -> OpVerdict:
     source = _onnx_for_onnxruntime(op, surveyed)  # it runs the source, and its answers are the reference
     if source.status == "unsupported":
         return source
-    if op.inside and op.name in _CONVS:
-        return _say(op, "unsupported", "conv-in-if", f"inside {op.inside}")
+    if op.free_rank and op.name in _CONVS:
+        where = f"inside {op.inside}" if op.inside else ""
+        return _say(op, "unsupported", "conv-in-if" if op.inside else "free-rank", where)
     if op.name in _FLOW:
         return _say(op, "unknown", "control-flow")
     verdict = _tried(op, table("openvino"))
@@ -258,7 +260,7 @@ def _untried_form(op: OpUse, forms: Mapping[str, Sequence[int]]) -> OpVerdict:
     def is_plain(form: str) -> bool:
         return all(part in plain for part in form.split(">"))
 
-    alike = [counts for form, counts in forms.items() if is_plain(form.removesuffix("+computed"))]
+    alike = [counts for form, counts in forms.items() if is_plain(form)]
     if is_plain(op.form) and alike and not any(refused for _, refused, _ in alike):
         return _say(op, "supported")
     return _say(op, "unknown", "double" if "double" in op.form else "not-tried", op.form)
@@ -322,7 +324,8 @@ def _by_trial(op: OpUse, name: str, way: str) -> OpVerdict:
         return _say(op, "unknown", "double" if element == "double" else "not-tried", element)
     if trial[way]:
         flows = name == "TensorListReserve" or op.name in _TF_FLOW
-        return _say(op, "rewritten", "control-flow") if flows else _say(op, "supported")
+        taken: Status = "unknown" if "openvino" in way else "rewritten"  # OpenVINO takes some loops
+        return _say(op, taken, "control-flow") if flows else _say(op, "supported")
     if way.startswith("tflite") and not trial["tflite"]:
         return _say(op, "unsupported", "flex-op" if trial["flex"] else "custom-op")
     untranslated = not trial["onnx"] and way.startswith("onnx")
