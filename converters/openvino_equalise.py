@@ -230,25 +230,41 @@ def _kernel(layer: Any) -> np.ndarray:
 
 
 def _ranges(model: Any, groups: list[_Group], samples: Samples) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield least, largest and mean square of each channel of each group's value."""
-    import numpy as np
+    """Yield least, largest and mean square of each channel of each group's value.
 
-    from edgekit.converters.openvino_layers import run_float
+    The graph itself reduces its values: what comes out of it is small, however large they are.
+    """
+    import numpy as np
+    from openvino import opset13
+
+    from edgekit.converters.openvino_layers import last_outputs
 
     if not groups:
         return
-    parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in groups]
-    for values in run_float(model, [group.value for group in groups], samples):
-        for group, seen, value in zip(groups, parts, values, strict=True):
-            rows = np.moveaxis(value, group.axis, -1).reshape(-1, value.shape[group.axis])
-            seen.append((rows.min(axis=0), rows.max(axis=0), np.square(rows).mean(axis=0)))
-    for seen in parts:
-        lows, highs, powers = zip(*seen, strict=True)
-        yield (
-            np.asarray(np.min(lows, axis=0)),
-            np.asarray(np.max(highs, axis=0)),
-            np.asarray(np.mean(powers, axis=0, dtype=np.float64)),
-        )
+    shown = model.clone()
+    nodes = {node.get_friendly_name(): node for node in shown.get_ops()}
+    reduced = []
+    for group in groups:
+        value = nodes[group.value.get_node().get_friendly_name()].output(group.value.get_index())
+        reduced += _reductions(value, group.axis)
+    shown.add_results([opset13.result(node) for node in reduced])
+    runs = list(last_outputs(shown, len(reduced), samples))
+    for i in range(0, len(reduced), 3):
+        lows, highs, powers = (np.stack([run[i + part] for run in runs]) for part in range(3))
+        yield lows.min(axis=0), highs.max(axis=0), powers.mean(axis=0, dtype=np.float64)
+
+
+def _reductions(value: Any, axis: int) -> list[Any]:
+    """Return nodes that give least, largest and mean square of each channel, float [channels]."""
+    from openvino import opset13
+
+    rank = value.get_partial_shape().rank.get_length()
+    others = [i for i in range(rank) if i != axis % rank]
+    return [
+        opset13.reduce_min(value, others),
+        opset13.reduce_max(value, others),
+        opset13.reduce_mean(opset13.multiply(value, value), others),
+    ]
 
 
 def _fold(group: _Group, factors: np.ndarray) -> bool:

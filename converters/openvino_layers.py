@@ -11,7 +11,7 @@ from edgekit.streams import Samples
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["has_attention", "layer_ratios", "mixed_joints", "names_of", "run_float", "worthless"]
+__all__ = ["has_attention", "last_outputs", "layer_ratios", "mixed_joints", "names_of", "worthless"]
 
 #: Layers with weights.
 _LAYERS = (
@@ -132,7 +132,7 @@ def mixed_joints(model: Any, samples: Samples) -> list[str]:
     outputs = [value for values in parts.values() for value in values]
     spans = np.zeros(len(outputs))
     count = min(_JOINT_SAMPLES, len(samples))
-    for found in run_float(model, outputs, (samples[i * len(samples) // count] for i in range(count))):
+    for found in _run(model, outputs, (samples[i * len(samples) // count] for i in range(count))):
         spans = np.maximum(spans, [np.abs(value).max(initial=0.0) for value in found])
     named = dict(zip((_key(value) for value in outputs), spans, strict=True))
     mixed = [name for name, values in parts.items() if _unlike([named[_key(value)] for value in values])]
@@ -158,7 +158,7 @@ def _key(output: Any) -> tuple[str, int]:
     return output.get_node().get_friendly_name(), output.get_index()
 
 
-def run_float(
+def _run(
     model: Any, outputs: list[Any], samples: Iterable[Mapping[str, np.ndarray]]
 ) -> Iterator[list[np.ndarray]]:
     """Run a model in float32 and yield the values asked for, copies."""
@@ -168,10 +168,10 @@ def run_float(
     nodes = {node.get_friendly_name(): node for node in shown.get_ops()}
     ports = [nodes[name].output(index) for name, index in map(_key, outputs)]
     shown.add_results([ov.opset13.result(port) for port in ports])
-    return _outputs(shown, len(ports), samples)
+    return last_outputs(shown, len(ports), samples)
 
 
-def _outputs(
+def last_outputs(
     model: Any, last: int, samples: Iterable[Mapping[str, np.ndarray]]
 ) -> Iterator[list[np.ndarray]]:
     """Run a model in float32 and yield its last outputs, copies."""
@@ -212,13 +212,13 @@ def layer_ratios(exact: Any, quantized: Any, samples: Samples) -> dict[str, floa
     parted, fed = _parted(quantized, floats, names)
     wanted = [floats[name].output(0) for name in names]
     wanted += [floats[name].output(port) for name, port in fed.values()]
-    exact_runs = list(run_float(exact, wanted, few))
+    exact_runs = list(_run(exact, wanted, few))
     feeds = [
         {**sample, **dict(zip(fed, values[len(names) :], strict=True))}
         for sample, values in zip(few, exact_runs, strict=True)
     ]
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
-    for truth, rough in zip(exact_runs, _outputs(parted, len(names), feeds), strict=True):
+    for truth, rough in zip(exact_runs, last_outputs(parted, len(names), feeds), strict=True):
         for i, (value, other) in enumerate(zip(truth[: len(names)], rough, strict=True)):
             signal[i] += np.square(value, dtype=np.float64).sum()
             noise[i] += np.square(value.astype(np.float64) - other).sum()
