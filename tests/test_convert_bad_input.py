@@ -109,18 +109,18 @@ def test_names_that_promise_what_the_file_is_not(
 
 def test_corrupt_onnx(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.onnx").write_bytes(b"this is no protobuf at all" * 9)
-    says(converting(capsys, tmp_path / "model.onnx", out), 6, "ONNX Runtime cannot read model.onnx: ")
+    says(converting(capsys, tmp_path / "model.onnx", out), 6, "model.onnx is not an ONNX file: ")
 
 
 def test_half_an_onnx(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = reference_onnx().read_bytes()
     (tmp_path / "model.onnx").write_bytes(whole[: len(whole) // 2])
-    says(converting(capsys, tmp_path / "model.onnx", out), 6, "ONNX Runtime cannot read model.onnx: ")
+    says(converting(capsys, tmp_path / "model.onnx", out), 6, "model.onnx is not an ONNX file: ")
 
 
 def test_empty_onnx(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
-    says(converting(capsys, tmp_path / "model.onnx", out), 6, "ONNX Runtime cannot read model.onnx: ")
+    says(converting(capsys, tmp_path / "model.onnx", out), 6, "model.onnx is not an ONNX file: ")
 
 
 def test_folder_without_saved_model(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
