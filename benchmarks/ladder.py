@@ -215,6 +215,11 @@ def conclude(found: dict[str, dict[str, Point]]) -> list[str]:
     free = [
         n for n, p in found.items() if not any(p[control].dominates(p["edgekit"]) for control in CONTROLS)
     ]
+    light = [
+        n
+        for n, p in found.items()
+        if not any(p[control].dominates(p["edgekit"], by="weights") for control in CONTROLS)
+    ]
     better = [n for n, p in found.items() if all(p["edgekit"].dominates(p[control]) for control in CONTROLS)]
     broken = [n for n, p in found.items() if p[NAIVE].drop_pp > BUDGET_PP]
     lines = [
