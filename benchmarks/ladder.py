@@ -212,14 +212,10 @@ def describe(name: str, points: dict[str, Point]) -> list[str]:
 
 def conclude(found: dict[str, dict[str, Point]]) -> list[str]:
     """Return the counts."""
-    free = [
-        n for n, p in found.items() if not any(p[control].dominates(p["edgekit"]) for control in CONTROLS)
-    ]
-    light = [
-        n
-        for n, p in found.items()
-        if not any(p[control].dominates(p["edgekit"], by="weights") for control in CONTROLS)
-    ]
+    free, light = (
+        [n for n, p in found.items() if not any(p[c].dominates(p["edgekit"], by=by) for c in CONTROLS)]
+        for by in ("bytes", "weights")
+    )
     better = [n for n, p in found.items() if all(p["edgekit"].dominates(p[control]) for control in CONTROLS)]
     broken = [n for n, p in found.items() if p[NAIVE].drop_pp > BUDGET_PP]
     lines = [
