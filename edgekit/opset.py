@@ -275,8 +275,10 @@ def _even_split(node: onnx.NodeProto, _lowering: _Lowering) -> str:
     return ""
 
 
-def _former_modes(node: onnx.NodeProto, _lowering: _Lowering) -> str:
+def _former_modes(node: onnx.NodeProto, lowering: _Lowering) -> str:
     """GridSample named its modes after two dimensions before opset 20; linear was its default under either name."""
+    if lowering.most >= 20:
+        return ""
     for attribute in node.attribute:
         if attribute.name == "mode":
             attribute.s = {b"linear": b"bilinear", b"cubic": b"bicubic"}.get(attribute.s, attribute.s)

@@ -110,6 +110,21 @@ def test_what_has_no_older_form_is_refused_by_name(nodes: list[Any], said: str) 
         lower(net, 17)
 
 
+@pytest.mark.parametrize(("most", "mode"), [(17, "bilinear"), (20, "linear")])
+def test_modes_are_named_as_the_opset_names_them(most: int, mode: str) -> None:
+    made = lowered(
+        [node("Reshape", "x picture", "p"), node("GridSample", "p grid", "g", mode="linear"),
+         node("Reshape", "g line", "y")],
+        opset=22,
+        most=most,
+        picture=np.array([1, 1, 6, 8], np.int64),
+        grid=np.random.default_rng(1).uniform(-1, 1, (1, 4, 6, 2)).astype(np.float32),
+        line=np.array([1, 4, 6], np.int64),
+    )  # fmt: skip
+    sample = next(n for n in made.graph.node if n.op_type == "GridSample")
+    assert {a.name: helper.get_attribute_value(a) for a in sample.attribute}["mode"] == mode.encode()
+
+
 def test_types_that_the_older_form_lacks_are_refused() -> None:
     takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
     gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])

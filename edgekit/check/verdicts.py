@@ -51,8 +51,8 @@ _FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _CONVS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv")
 #: Operators of which ONNX Runtime takes some forms, by the machine's locale or by values that no schema tells.
 _DOUBTED = ("StringNormalizer", "OptionalHasElement", "OptionalGetElement")
-#: Likewise once they are written for an older opset: the number of parts, the names of modes changed.
-_DOUBTED_LOWERED = ("Split", "GridSample")
+#: Likewise once they are written for an older opset: the number of parts changed.
+_DOUBTED_LOWERED = ("Split",)
 #: Domains whose operators ONNX Runtime knows.
 _KNOWN = ("", "ai.onnx.ml", "com.microsoft")
 _RECURRENT = ("RNN", "LSTM", "GRU")
