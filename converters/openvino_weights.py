@@ -17,8 +17,8 @@ __all__ = ["OpenVinoToWeights"]
 class OpenVinoToWeights(Converter):
     """Weights of layers and tables in int8, a scale for each channel, by NNCF; for models too large for memory.
 
-    It goes by `int8-dynamic`, the precision without calibration; the recipe says that it is `weight_only`: whether
-    a plugin quantizes activations as it runs is its own affair.
+    It goes by `int8-dynamic`, the precision without calibration: whether a plugin quantizes activations as it runs
+    is its own affair.
     """
 
     sources = ("openvino",)

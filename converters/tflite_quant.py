@@ -45,6 +45,7 @@ class TfliteToQuantized(Converter):
         Rung("mse", {"weights": "octav"}),
         Rung("mse", {"weights": "octav", "bias_correction": True}),
     )
+    choices = ("weight_only", "per_channel")
     keeps_float = True
 
     def __init__(self) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from edgekit import __version__
 from edgekit.assembly import Assembly, assemble
 from edgekit.data import Dataset, class_labels, has_columns, read_data
@@ -226,7 +228,7 @@ class _Conversion:
             wanted = self._wanted(self.source.quantized)
         elif request.source_options.requantize:
             raise UsageError("--requantize means nothing: the source is not quantized", hint="Leave it out.")
-        check_recipes(request.recipes, wanted, start_of(self.kind))
+        check_recipes(request.recipes, wanted, start_of(self.kind), self.profile)
         Preprocessor(request.preprocess, driven_inputs(self.source.inputs, request.state))
         check_postprocess(request.postprocess, self.source.outputs)
         check_state(request.state, self.source.inputs, self.source.outputs)
@@ -269,6 +271,7 @@ class _Conversion:
     def _bench(self) -> Bench:
         whole = with_states(self.samples.parity, self.reference, self.request.state)
         few = {name: values[:_LAYER_SAMPLES] for name, values in whole.items()}
+        calibrated = self.calibration.n if self.calibration is not None else 0
         return Bench(
             factory=self.factory,
             examination=self.examination,
@@ -277,9 +280,12 @@ class _Conversion:
             model=self.request.model,
             source=self.source,
             calibration=self.stored,
-            calibrated=self.calibration.n if self.calibration is not None else 0,
+            calibrated=calibrated,
             few=self.factory.store_calibration(few),
-            fixed=self.request.recipes,
+            fixed={  # as they were given, on the data that is given now
+                name: structs.replace(recipe, calibration_samples=calibrated if recipe.calibration else 0)
+                for name, recipe in self.request.recipes.items()
+            },
             progress=self.progress,
         )
 

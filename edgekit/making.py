@@ -213,9 +213,14 @@ def _layers(bench: Bench, kept: Kept) -> Mapping[str, float]:
     if kept.recipe.precision not in CALIBRATED or not converter.keeps_float:
         return {}
     bench.progress(f"measuring the layers of {kept.wanted.name}", 0, 1)
-    return bench.factory.measure_layers(
-        bench.kind, bench.model, bench.source, kept.recipe, kept.converted, bench.few
-    )
+    try:
+        return bench.factory.measure_layers(
+            bench.kind, bench.model, bench.source, kept.recipe, kept.converted, bench.few
+        )
+    except MachineError:
+        raise
+    except EdgeKitError:  # the artifact was judged without it; the ladder goes on without float layers
+        return {}
 
 
 def _stand_ins(bench: Bench, climbs: Iterable[_Climb], wanted: Sequence[Wanted]) -> list[Wanted]:
@@ -224,7 +229,12 @@ def _stand_ins(bench: Bench, climbs: Iterable[_Climb], wanted: Sequence[Wanted])
     table = converters()
     for climb in climbs:
         item = climb.wanted
-        if climb.ended or item.by_name or climb.attempts[climb.best].status not in ("refused", "failed"):
+        if (
+            climb.ended
+            or item.by_name
+            or item.as_is
+            or climb.attempts[climb.best].status not in ("refused", "failed")
+        ):
             continue
         made = [w.precision for w in wanted if w.format == item.format]
         for precision in rescues(item.format, item.precision, made):

@@ -111,19 +111,21 @@ def read_recipes(path: Path) -> dict[str, Recipe]:
     return recipes
 
 
-def check_recipes(recipes: Mapping[str, Recipe], wanted: Sequence[Wanted], start: str) -> None:
-    """Refuse recipes that nothing would be made by: each must fit an artifact that is wanted, and its source.
+def check_recipes(
+    recipes: Mapping[str, Recipe], wanted: Sequence[Wanted], start: str, profile: DeviceProfile
+) -> None:
+    """Refuse recipes that would not be followed to the letter: wrong artifact, route, option, target.
 
     Args:
         recipes: The user's, by artifact name.
         wanted: What is to be made.
         start: What converters call the source.
+        profile: The target; it alone decides the options that its kernels need.
 
     Raises:
         UsageError: Naming the recipe.
     """
     names = {item.name: item for item in wanted if not item.skipped}
-    table = {name: get_converter(name) for name in CONVERTERS}
     for name, recipe in recipes.items():
         if name not in names:
             raise UsageError(
@@ -131,17 +133,55 @@ def check_recipes(recipes: Mapping[str, Recipe], wanted: Sequence[Wanted], start
                 expected="some of " + ", ".join(names),
                 hint="Ask for it with --format and --precision.",
             )
-        chain = [table.get(step) for step in recipe.route]
-        last = chain[-1] if chain else None
-        if last is None or last.format != names[name].format or recipe.precision != names[name].made_as:
+        _check_route(name, recipe, names[name], start)
+        _check_choices(name, recipe, names[name], profile)
+
+
+def _check_route(name: str, recipe: Recipe, wanted: Wanted, start: str) -> None:
+    chain = [get_converter(step) if step in CONVERTERS else None for step in recipe.route]
+    last = chain[-1] if chain else None
+    if (
+        last is None
+        or last.format != wanted.format
+        or recipe.precision != wanted.made_as
+        or recipe.precision not in last.precisions
+    ):
+        raise UsageError(f"--recipe: the route for {name} does not lead there", got=" → ".join(recipe.route))
+    for before, step in zip([start, *(c.format for c in chain if c)], chain, strict=False):
+        if step is None or before not in step.sources:
             raise UsageError(
-                f"--recipe: the route for {name} does not lead there", got=" → ".join(recipe.route)
+                f"--recipe: the route for {name} does not hold together", got=" → ".join(recipe.route)
             )
-        for before, step in zip([start, *(c.format for c in chain if c)], chain, strict=False):
-            if step is None or before not in step.sources:
-                raise UsageError(
-                    f"--recipe: the route for {name} does not hold together", got=" → ".join(recipe.route)
-                )
+
+
+def _check_choices(name: str, recipe: Recipe, wanted: Wanted, profile: DeviceProfile) -> None:
+    """Refuse a choice that the converter does not know, and one that another target's kernels made."""
+    converter = get_converter(recipe.route[-1])
+    plain = recipe_for(profile, recipe.route, wanted.format, recipe.precision, 0)
+    methods = {rung.calibration for rung in converter.rungs} if plain.calibration else {""}
+    if recipe.calibration not in methods:
+        raise UsageError(
+            f"--recipe: {name} cannot be calibrated so",
+            got=repr(recipe.calibration),
+            expected="one of " + ", ".join(sorted(map(repr, methods))),
+        )
+    if recipe.float_layers and not (plain.calibration and converter.keeps_float):
+        raise UsageError(f"--recipe: {recipe.route[-1]} keeps no layers of {name} in float")
+    known = {*plain.options, *converter.choices, *(key for rung in converter.rungs for key in rung.options)}
+    unknown = sorted(set(recipe.options) - known)
+    if unknown:
+        raise UsageError(
+            f"--recipe: {name} has an unknown option {unknown[0]!r}",
+            expected=", ".join(sorted(known)) or "none",
+        )
+    for key, value in plain.options.items():
+        if recipe.options.get(key) != value:
+            raise UsageError(
+                f"--recipe: {name} was made for another target: option {key!r} does not suit {profile.id}",
+                got=recipe.options.get(key),
+                expected=value,
+                hint="Convert for this target without --recipe, and keep what comes out.",
+            )
 
 
 def wanted_artifacts(

@@ -450,6 +450,15 @@ def test_the_last_routes_failure_is_told_with_the_others(
     assert [attempt["status"] for attempt in row["attempts"]] == ["refused", "failed"]
 
 
+def test_layers_that_cannot_be_measured_cost_nothing_else(
+    cnn: ReferenceCnn, out: Path, doubles: dict[str, str]
+) -> None:
+    doubles["onnx-int8"] = "tests.doubles:DyingLayers"
+    outcome = convert(request(cnn, out, precisions=("int8",)))
+    (row,) = outcome.rows
+    assert (row.status, row.layers) == ("accepted", {})
+
+
 # Tasks and labels
 
 

@@ -248,16 +248,50 @@ def test_requantize_makes_what_a_float_source_would() -> None:
 def test_recipes_must_fit() -> None:
     wanted = want(PI)
     good = Recipe(("keras-tflite",), "int8", "minmax", 200)
-    check_recipes({"tflite-int8": good}, wanted, "keras")
+    check_recipes({"tflite-int8": good}, wanted, "keras", PI)
     for recipes, words in (
         ({"openvino-int8": good}, "openvino-int8, which is not to be made"),
         ({"onnx-int8": good}, "does not lead there"),
         ({"tflite-int8": replace(good, precision="fp16")}, "does not lead there"),
         ({"tflite-int8": replace(good, route=("nowhere",))}, "does not lead there"),
         ({"tflite-int8": replace(good, route=("keras-onnx", "keras-tflite"))}, "does not hold together"),
+        ({"tflite-int8": replace(good, calibration="mean")}, "cannot be calibrated so: got 'mean'"),
+        ({"tflite-int8": replace(good, float_layers=("n1",))}, "keeps no layers of tflite-int8 in float"),
+        ({"tflite-int8": replace(good, options={"opset": 21})}, "unknown option 'opset'"),
     ):
         with pytest.raises(UsageError, match=words):
-            check_recipes(recipes, wanted, "keras")
+            check_recipes(recipes, wanted, "keras", PI)
+
+
+def test_a_recipe_of_another_target_is_refused() -> None:
+    """Eight-bit weights saturate where there is no VNNI; a newer opset is not read: the target decides, not the file."""
+    route = ("keras-onnx", "onnx-int8")
+    of_pi = recipe_for(PI, route, "onnx", "int8", 200)
+    check_recipes({"onnx-int8": of_pi}, want(PI), "keras", PI)
+    with pytest.raises(UsageError, match="made for another target: option 'activation' does not suit x86-64"):
+        check_recipes({"onnx-int8": of_pi}, want(X86), "keras", X86)
+    wide = recipe_for(X86, route, "onnx", "int8", 200)
+    wide = replace(wide, options={**wide.options, "reduce_range": False})
+    with pytest.raises(
+        UsageError, match="option 'reduce_range' does not suit x86-64: got False, expected True"
+    ):
+        check_recipes({"onnx-int8": wide}, want(X86), "keras", X86)
+    newer = replace(recipe_for(PI, ("keras-onnx",), "onnx", "fp32", 0), options={"opset": 23, "ir": 10})
+    with pytest.raises(UsageError, match="option 'opset' does not suit raspberry-pi-4: got 23, expected 17"):
+        check_recipes({"onnx-fp32": newer}, want(PI), "keras", PI)
+
+
+def test_every_rung_is_a_recipe_that_may_be_given() -> None:
+    for target in (PI, JETSON, NPU, X86):
+        for item in want(target):
+            for route in item.routes:
+                plain = recipe_for(target, route, item.format, item.precision, 200)
+                rungs = TABLE[route[-1]].rungs if plain.calibration else ()
+                for rung in rungs:
+                    recipe = replace(
+                        plain, calibration=rung.calibration, options=plain.options | rung.options
+                    )
+                    check_recipes({item.name: recipe}, [item], "keras", target)
 
 
 def test_recipes_are_read_back(tmp_path: Path) -> None:
