@@ -470,9 +470,9 @@ def test_other_tasks_at_float_and_int8(task: str, metric: str, labelled: bool, t
         )
         for precision in ("fp32", "int8"):
             judged = study.judge("onnx", precision)
-            assert judged.gate.verdict in ("accepted", "unproven"), (
-                judged.gate
-            )  # recall on 400 moves in quarters
+            # recall on 400 samples moves by quarters of a point, too coarse to prove a loss below the budget
+            coarse = precision == "int8" and metric == "recall@1"
+            assert judged.gate.verdict in (("accepted", "unproven") if coarse else ("accepted",)), judged.gate
             seen = judged.gate.metric
             assert seen is not None
             assert seen.name == metric
