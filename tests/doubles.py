@@ -14,6 +14,7 @@ from edgekit.converters.keras_tflite import KerasToTflite
 from edgekit.converters.onnx_fp16 import OnnxToFp16
 from edgekit.converters.onnx_fp32 import OnnxToOnnx
 from edgekit.converters.onnx_int8 import OnnxToInt8
+from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 from edgekit.streams import Samples
 
