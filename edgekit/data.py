@@ -14,6 +14,7 @@ import numpy as np
 
 from edgekit.arrays import ArrayFileError, StoredArray, open_arrays
 from edgekit.errors import UsageError
+from edgekit.fitting import check_shape, fit_array, refuse_non_finite
 from edgekit.images import Picture, find_images
 from edgekit.preprocess import Preprocessor, read_preprocess
 from edgekit.sketch import ValueSketch
@@ -22,7 +23,7 @@ from edgekit.tables import SUFFIXES as TABLES
 from edgekit.tables import Cell, Rows, TableFile, number, open_table
 from edgekit.tensors import TensorSpec, describe
 
-__all__ = ["LABELS", "Dataset", "class_labels", "fit_array", "has_columns", "read_data", "read_preprocess"]
+__all__ = ["LABELS", "Dataset", "class_labels", "has_columns", "read_data", "read_preprocess"]
 
 #: The name of the labels in an `.npz`.
 LABELS = "y"
@@ -340,7 +341,7 @@ def _open_arrays(request: _Request) -> _Raw:
     else:
         labels = _name_arrays(request, arrays)
     for spec in request.inputs:
-        _check_shape(spec, arrays[spec.name].shape, request.what)
+        check_shape(spec, arrays[spec.name].shape, request.what)
     lengths = {spec.name: arrays[spec.name].shape[0] for spec in request.inputs}
     if len(set(lengths.values())) != 1:
         raise UsageError(f"{request.what}: the inputs have different numbers of samples", got=lengths)
@@ -485,75 +486,6 @@ def _as(dtype: type[np.generic], text: np.ndarray) -> np.ndarray | None:
         return None
 
 
-# Fitting
-
-
-def fit_array(spec: TensorSpec, array: np.ndarray, what: str = "data", first: int = 0) -> np.ndarray:
-    """Return `array` as the model takes it, [N, …], or say why it does not fit.
-
-    Floats may become narrower floats and whole numbers floats; floats never become whole numbers, and whole
-    numbers change their type only where every value survives.
-
-    Args:
-        spec: The input.
-        array: [N, …], any dtype.
-        what: What to call the data in messages.
-        first: The index of the first sample, for messages.
-
-    Raises:
-        UsageError: Naming the input, and where one value is at fault its index.
-    """
-    _check_shape(spec, array.shape, what)
-    return np.ascontiguousarray(_cast(spec, array, what, first))
-
-
-def _check_shape(spec: TensorSpec, shape: tuple[int, ...], what: str) -> None:
-    want = spec.shape[1:]
-    if len(shape) != len(spec.shape) or any(w not in (-1, g) for w, g in zip(want, shape[1:], strict=True)):
-        raise UsageError(
-            f"{what}: input {spec.name!r} has the wrong shape",
-            got=list(shape),
-            expected=f"[N, {_sizes(want)}]",
-        )
-    if not math.prod(shape):
-        raise UsageError(f"{what}: input {spec.name!r} is empty", got=list(shape))
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return ", ".join("any" if size == -1 else str(size) for size in shape)
-
-
-def _cast(spec: TensorSpec, array: np.ndarray, what: str, first: int) -> np.ndarray:
-    if spec.dtype == "bytes":
-        if array.dtype.kind not in "SU":
-            raise UsageError(f"{what}: input {spec.name!r} wants text", got=array.dtype)
-        return array.astype(object)
-    target = np.dtype(spec.dtype)
-    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and target.kind != "f"):
-        raise UsageError(f"{what}: input {spec.name!r} has the wrong type", got=array.dtype, expected=target)
-    _refuse_non_finite(array, spec.name, what, first)
-    with np.errstate(over="ignore"):
-        cast = array.astype(target)
-    if target.kind == "f":
-        _refuse_non_finite(cast, spec.name, f"{what} as {target}", first)
-    elif not np.array_equal(cast, array):
-        raise UsageError(
-            f"{what}: input {spec.name!r} has values that {target} cannot hold",
-            got=f"{array.dtype} in [{array.min()}, {array.max()}]",
-        )
-    return cast
-
-
-def _refuse_non_finite(array: np.ndarray, name: str, what: str, first: int = 0) -> None:
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return
-    place = np.argwhere(~np.isfinite(array))[0].tolist()
-    raise UsageError(
-        f"{what}: {name!r} holds {array[tuple(place)]} at index {[place[0] + first, *place[1:]]}", expected="finite numbers",
-        hint="Remove or repair the sample.",
-    )  # fmt: skip
-
-
 # Labels
 
 
@@ -565,7 +497,7 @@ def _read_labels(
         return labels, found or class_names
     if labels.dtype.kind in "SU":
         return _map_names(labels.astype(str), class_names, what)
-    _refuse_non_finite(labels, LABELS, what)
+    refuse_non_finite(labels, LABELS, what)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim < 1:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.data import class_labels, fit_array, read_data, read_preprocess
+from edgekit.data import class_labels, read_data, read_preprocess
 from edgekit.errors import UnavailableError, UsageError
+from edgekit.fitting import fit_array
 from edgekit.preprocess import Preprocessor
 from edgekit.tensors import TensorSpec
 
