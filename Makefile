@@ -20,7 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:  ## This list
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: .venv/ready .venv-tflite-runtime/ready .venv-clients/ready  ## The three environments, made once (about 3 GB)
+setup: .venv/ready .venv-tflite-runtime/ready .venv-clients/ready  ## The three environments, made once (about 5 GB)
 
 demo: setup  ## Train, convert, serve, watch, with real output (under 6 minutes after the downloads)
 	$(BIN)/python examples/demo.py

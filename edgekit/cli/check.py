@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli.source_options import read_source_options, source_options
+from edgekit.cli.source_options import format_option, read_source_options, source_options, target_option
 
 if TYPE_CHECKING:
     from edgekit.check.outlook import Outlook, RuntimeOutlook
@@ -27,16 +27,8 @@ _QUIET = ("supported",)
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--target", "-t", required=True, help="A device profile or a family: see `edgekit devices list`."
-)
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    metavar="FORMAT",
-    help="Only this format (tflite, onnx, openvino); may be repeated.",
-)
+@target_option
+@format_option
 @click.option(
     "--precision",
     "precisions",

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli.source_options import SOURCE_OPTIONS, read_source_options, source_options
+from edgekit.cli.source_options import (
+    SOURCE_OPTIONS,
+    format_option,
+    read_source_options,
+    source_options,
+    target_option,
+)
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
@@ -22,9 +28,7 @@ _TASKS = ("classification", "detection", "segmentation", "regression", "embeddin
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--target", "-t", required=True, help="A device profile or a family: see `edgekit devices list`."
-)
+@target_option
 @click.option(
     "--out",
     "-o",
@@ -32,13 +36,7 @@ _TASKS = ("classification", "detection", "segmentation", "regression", "embeddin
     type=click.Path(path_type=Path),
     help="The bundle: a folder, or a file ending in .edgekit.",
 )
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    metavar="FORMAT",
-    help="Only this format (tflite, onnx, openvino); may be repeated.",
-)
+@format_option
 @click.option(
     "--precision",
     "precisions",

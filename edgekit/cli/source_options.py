@@ -1,4 +1,4 @@
-"""Options that say how a source is read: the same for every command that takes a model."""
+"""Options that say how a source is read and for what: the same for every command that takes a model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ import click
 if TYPE_CHECKING:
     from edgekit.sources import SourceOptions
 
-__all__ = ["SOURCE_OPTIONS", "read_source_options", "source_options"]
+__all__ = ["SOURCE_OPTIONS", "format_option", "read_source_options", "source_options", "target_option"]
 
 #: The keywords of `read_source_options`.
 SOURCE_OPTIONS = ("signature", "input_shapes", "custom_objects", "trust_pickle", "requantize")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+target_option = click.option(
+    "--target", "-t", required=True, help="A device profile or a family: see `edgekit devices list`."
+)
+format_option = click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    metavar="FORMAT",
+    help="Only this format (tflite, onnx, openvino); may be repeated.",
+)
 
 _OPTIONS = (
     click.option(
