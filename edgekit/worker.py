@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekit.converters.base import Converter, SourceModel
-from edgekit.errors import ConversionError, EdgeKitError, MachineError
+from edgekit.errors import ConversionError, EdgeKitError, MachineError, UnavailableError
 from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
 from edgekit.streams import NO_SAMPLES, SampleFolder
 from edgekit.tasks import (
@@ -237,6 +237,8 @@ _WORK: dict[type, Callable[..., Iterator[Answer]]] = {
 def _end(error: BaseException | None) -> Answer:
     if error is None:
         return Answer(done=True, peak_mib=_peak_mib())
+    if isinstance(error, ModuleNotFoundError):
+        error = _missing(error)
     code = error.exit_code if isinstance(error, EdgeKitError) else 3
     text = str(error) if isinstance(error, EdgeKitError) else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())[:_LONGEST]  # frameworks write pages; the log has them
@@ -244,6 +246,15 @@ def _end(error: BaseException | None) -> Answer:
         code, where = 1, tempfile.gettempdir()
         text = f"the disk is full where the work is done, {where}. Free some space, or set TMPDIR. ({text[-200:]})"
     return Answer(done=True, error=text, error_code=code, peak_mib=_peak_mib())
+
+
+def _missing(error: ModuleNotFoundError) -> UnavailableError:
+    """Say which extra provides a package that is not installed."""
+    package = (error.name or str(error)).partition(".")[0]
+    extra = "torch" if package in ("torch", "litert_torch") else "convert"
+    return UnavailableError(
+        f"this model needs the package {package}", hint=f"Run: pip install 'edgekit-deploy[{extra}]'."
+    )
 
 
 def _is_full(error: BaseException) -> bool:

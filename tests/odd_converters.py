@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,11 @@ class Parent(_Odd):
 class Unavailable(_Odd):
     def one(self, recipe: Recipe) -> Converted:
         raise UnavailableError("no such tool")
+
+
+class Uninstalled(_Odd):
+    def one(self, recipe: Recipe) -> Converted:
+        return part(str(import_module("no_such.package")))
 
 
 class Invalid(_Odd):

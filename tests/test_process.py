@@ -226,6 +226,7 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     ("name", "error", "words"),
     [
         ("Unavailable", UnavailableError, "no such tool"),
+        ("Uninstalled", UnavailableError, r"this model needs the package no_such. Run: .*deploy\[convert\]"),
         ("Invalid", InvalidFileError, "bad file"),
         ("FullDisk", MachineError, "the disk is full where the work is done"),
         ("HiddenFullDisk", MachineError, "the disk is full where the work is done"),
