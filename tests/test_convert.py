@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +458,32 @@ def test_layers_that_cannot_be_measured_cost_nothing_else(
     outcome = convert(request(cnn, out, precisions=("int8",)))
     (row,) = outcome.rows
     assert (row.status, row.layers) == ("accepted", {})
+
+
+def test_a_graph_that_was_simplified_wrongly_is_refused(
+    out: Path, tmp_path: Path, doubles: dict[str, str]
+) -> None:
+    """It loads, runs and has the right shapes; only its columns come in the other order."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = {"starts": [-1], "ends": [-(1 << 31)], "axes": [1], "steps": [-1]}
+    graph = helper.make_graph(
+        [helper.make_node("Slice", ["x", *ends], ["s"]), helper.make_node("Mul", ["s", "w"], ["y"])],
+        "reversed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
+        [
+            *(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in ends.items()),
+            numpy_helper.from_array(np.array([1, 2, 3, 4], np.float32), "w"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "reversed.onnx"))
+    asked = ConvertRequest(tmp_path / "reversed.onnx", "x86-64", out, formats=("onnx",), precisions=("fp32",))
+    assert statuses(convert(asked)) == {"onnx-fp32": "accepted"}
+    doubles["onnx-fp32"] = "tests.doubles:SimplifiedOnnx"
+    refused(replace(asked, out=tmp_path / "wrong"), "onnx-fp32 was asked for and refused: largest error is ")
 
 
 # Tasks and labels
