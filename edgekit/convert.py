@@ -34,7 +34,7 @@ from edgekit.judging import Examination
 from edgekit.making import Bench, Kept, make_all
 from edgekit.manifest import Artifact, Plan, Recipe, SourceInfo
 from edgekit.metrics import Metric, get_metric, infer_task, labels_needed, scored_output
-from edgekit.postprocess import check_postprocess
+from edgekit.postprocess import check_postprocess, finish
 from edgekit.preprocess import Preprocessor
 from edgekit.process import WorkerLimits
 from edgekit.recipes import Wanted, check_formats, check_recipes, wanted_artifacts
@@ -339,6 +339,7 @@ class _Conversion:
         self.metric = self._metric()
         self.evaluated = self._answers(self.evaluation.inputs) if self.evaluation is not None else None
         _check_finite(self.evaluated or {})
+        self._check_scores()
         self._say_what_is_odd()
         self.golden = self.samples.choose_golden(
             self.request.golden,
@@ -413,6 +414,14 @@ class _Conversion:
                 f"classes in alphabetical order: {', '.join(names)[:200]} (--labels says otherwise)"
             )
 
+    def _check_scores(self) -> None:
+        """Score the source itself once: outputs or labels that the metric cannot read are told before any work."""
+        if self.metric is None or self.metric.target != "labels":
+            return
+        assert self.evaluation is not None
+        assert self.evaluation.labels is not None
+        self.metric.value(finish(self.request.postprocess, self.evaluated or {}), self.evaluation.labels)
+
     def _say_what_is_odd(self) -> None:
         """Note what makes the evidence weak: labels that do not seem to fit, answers that never vary."""
         if all((values == values[:1]).all() for values in self.reference.values()):
@@ -480,11 +489,11 @@ class _Conversion:
             for row in self.rows.values():
                 if row.status == "refused":
                     return RefusedError(
-                        f"{row.name} was asked for and refused: {row.reasons[0]}", hint=report
+                        f"{row.name} was asked for and refused: {row.reasons[0].rstrip('.')}", hint=report
                     )
                 if row.status == "failed":
                     return ConversionError(
-                        f"{row.name} was asked for and failed: {row.reasons[0]}", hint=report
+                        f"{row.name} was asked for and failed: {row.reasons[0].rstrip('.')}", hint=report
                     )
         elif not any(r.status == "accepted" for r in kept.values()) and not (
             kept and self.request.allow_unproven

@@ -489,6 +489,18 @@ def test_a_graph_that_was_simplified_wrongly_is_refused(
 # Tasks and labels
 
 
+def test_outputs_that_the_metric_cannot_read_are_told_before_any_work(
+    cnn: ReferenceCnn, out: Path, tmp_path: Path, doubles: dict[str, str]
+) -> None:
+    doubles["onnx-fp32"] = "tests.doubles:SleepingFp16"  # converting would take ten minutes
+    data = arrays(cnn.evaluation)
+    boxes = np.tile(np.array([0, 0, 1, 1, 3], np.float32), (len(data["y"]), 1, 1))
+    np.savez(tmp_path / "eval.npz", image=data["image"], y=boxes)
+    with pytest.raises(UsageError, match="the outputs hold no detections"):
+        convert(request(cnn, out, evaluation=tmp_path / "eval.npz", task="detection"))
+    assert not out.with_name(out.name + ".report").exists()
+
+
 def test_labels_outside_the_models_classes_are_named(cnn: ReferenceCnn, out: Path, tmp_path: Path) -> None:
     data = arrays(cnn.evaluation)
     np.savez(tmp_path / "eval.npz", image=data["image"], y=data["y"] + 1)
