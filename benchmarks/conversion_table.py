@@ -136,6 +136,7 @@ def convert(
     done = subprocess.run(
         [sys.executable, "-m", "edgekit", *words],
         cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=False,
+        env={**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache")},
     )  # fmt: skip
     report = out.with_name(out.name + ".report") / "report.json"
     rows = json.loads(report.read_text("utf-8"))["artifacts"] if report.exists() else []

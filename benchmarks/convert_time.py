@@ -190,8 +190,10 @@ def run_timed(side: str, folder: Path) -> tuple[float, dict[str, float]]:
     """Run one side in an empty process; return its seconds and peaks in MiB."""
     folder.mkdir()
     command = python_command(str(Path(__file__).resolve()), "--child", side, str(folder))
+    # nothing may be known from another round
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     seconds = time.perf_counter() - began
     if done.returncode:
         sys.exit(f"{side} failed: {done.stderr[-2000:]}")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from edgekit.calibration import Cache, Histogram, Range, choose_range, extremes, observe
+from edgekit import __version__
+from edgekit.calibration import Histogram, Range, choose_range, extremes, observe
+from edgekit.calibration_cache import CalibrationCache
 from edgekit.converters.onnx_prepare import Prepared, session
 from edgekit.errors import ConversionError
 from edgekit.streams import SampleFolder, Samples
@@ -19,7 +23,7 @@ __all__ = ["ranges", "run_each", "showing", "sizes"]
 
 #: Values that one run may leave in memory for this module to look at; more are looked at in several runs.
 _MOST_VALUES = 1 << 24
-_SEEN = Cache()
+_SEEN = CalibrationCache()
 
 
 def ranges(
@@ -40,13 +44,11 @@ def ranges(
     Raises:
         ConversionError: A value is not finite; names the tensor.
     """
-    key = (_digest(prepared.model), _identity(samples), tuple(names))
-    ends: dict[str, Range] = _SEEN.get((*key, "extremes"), lambda: _extremes(prepared, names, samples))
+    key = _key(prepared.model, samples, names)
+    ends = _SEEN.get(key, dict[str, Range], lambda: _extremes(prepared, names, samples))
     if method == "minmax":
         return ends
-    histograms: dict[str, Histogram] = _SEEN.get(
-        (*key, "histograms"), lambda: _histograms(prepared, names, samples)
-    )
+    histograms = _SEEN.get(key, dict[str, Histogram], lambda: _histograms(prepared, names, samples))
     return {
         name: choose_range(histograms[name], method, symmetric=symmetric)
         if name in histograms
@@ -55,13 +57,16 @@ def ranges(
     }
 
 
-def _digest(model: onnx.ModelProto) -> str:
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+def _key(model: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> list[str] | None:
+    """Return what the measured ranges depend on; None for data that has no digest.
 
-
-def _identity(samples: Samples) -> object:
-    """Return what tells data apart within this process: a folder is written once; of other data nothing is kept."""
-    return str(samples.folder) if isinstance(samples, SampleFolder) else object()
+    The data's digest covers how it is preprocessed.
+    """
+    if not isinstance(samples, SampleFolder):
+        return None
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    tools = [f"{tool} {version(tool)}" for tool in ("onnxruntime", "numpy")]
+    return [digest, samples.digest, f"edgekit {__version__}", platform.machine(), *tools, *names]
 
 
 def run_each(

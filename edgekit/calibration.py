@@ -9,9 +9,8 @@ Memory is one histogram for each tensor, however many samples there are.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from edgekit.errors import ConversionError, UsageError
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
-    "Cache",
     "Histogram",
     "Range",
     "choose_range",
@@ -28,8 +26,6 @@ __all__ = [
     "extremes",
     "observe",
 ]
-
-_T = TypeVar("_T")
 
 #: Smallest and largest value of a tensor, in its own unit.
 Range = tuple[float, float]
@@ -110,6 +106,21 @@ class Histogram:
         self._counts[at : at + len(counts)] += counts
         self.n += other.n
         self.zeros += other.zeros
+
+    def state(self) -> tuple[int, int, float, float, int, int, int, bytes]:
+        """Return all of it as plain values, for `of`."""
+        counts = self._counts.astype("<i8").tobytes()
+        return self.n, self.zeros, self.low, self.high, self._bins, self._power, self._first, counts
+
+    @classmethod
+    def of(cls, state: tuple[int, int, float, float, int, int, int, bytes]) -> Histogram:
+        """Return the histogram whose `state` this was."""
+        import numpy as np
+
+        made = cls(state[4])
+        made.n, made.zeros, made.low, made.high, _, made._power, made._first, counts = state
+        made._counts = np.frombuffer(counts, "<i8").astype(np.int64)
+        return made
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the bins' edges, float64 [b + 1], and their counts, int64 [b]."""
@@ -288,25 +299,3 @@ def observe(runs: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Histogram]:
             except ConversionError as error:
                 raise ConversionError(f"tensor {name!r} is not finite on a calibration sample") from error
     return found
-
-
-class Cache:
-    """Keeps the last few results of this process by key: a worker lives as long as a conversion, and its ladder.
-
-    Args:
-        most: Results kept.
-    """
-
-    def __init__(self, most: int = 4) -> None:
-        self._most = most
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """Return what is kept under `key`, made now if it is not there."""
-        if key not in self._kept:
-            self._kept[key] = make()
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        found: _T = self._kept[key]
-        return found

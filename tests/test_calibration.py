@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgekit.calibration import METHODS, Cache, Histogram, choose_range, expected_error, observe
+from edgekit.calibration import METHODS, Histogram, choose_range, expected_error, observe
 from edgekit.errors import ConversionError, UsageError
 
 FINITE = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
@@ -178,14 +178,3 @@ def test_memory_is_one_histogram_however_many_values() -> None:
 def test_an_unknown_method_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"unknown calibration 'magic'.*minmax, percentile, mse"):
         choose_range(histogram(np.ones(1)), "magic")
-
-
-def test_the_cache_makes_each_once_and_forgets_the_oldest() -> None:
-    made: list[str] = []
-    cache = Cache(most=2)
-
-    def make(key: str) -> str:
-        return cache.get(key, lambda: made.append(key) or key.upper())  # type: ignore[func-returns-value]
-
-    assert [make(key) for key in ("a", "a", "b", "a", "c", "a", "b")] == list("AABACAB".upper())
-    assert made == ["a", "b", "c", "b"]

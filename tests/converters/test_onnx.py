@@ -13,6 +13,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 import onnx
 
+from edgekit.calibration import Range
+from edgekit.calibration_cache import CalibrationCache
+from edgekit.converters import onnx_ranges
 from edgekit.converters.onnx_bias import correct_biases
 from edgekit.converters.onnx_dynamic import OnnxToDynamic
 from edgekit.converters.onnx_equalise import equalise
@@ -20,7 +23,7 @@ from edgekit.converters.onnx_fp16 import OnnxToFp16
 from edgekit.converters.onnx_int8 import OnnxToInt8, quantize
 from edgekit.converters.onnx_layers import pairs
 from edgekit.converters.onnx_policy import FLOAT, LIGHT, MOVES, candidates, choose
-from edgekit.converters.onnx_prepare import HEAVY, prepare
+from edgekit.converters.onnx_prepare import HEAVY, Prepared, prepare
 from edgekit.converters.onnx_ranges import ranges
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
@@ -210,6 +213,33 @@ def test_a_ladder_of_ranges_reads_the_data_twice(tmp_path: Path) -> None:
     for i, method in enumerate(("minmax", "mse", "percentile", "minmax", "mse")):
         make(INT8, bench.source, tmp_path / f"o{i}", int8(method), samples)
     assert samples.reads <= 2 * len(samples) + 2
+
+
+def test_a_later_conversion_finds_the_ranges_unless_model_or_data_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bench = Bench(convolutions(), images, tmp_path)
+    prepared = prepare(bench.source.path, tmp_path)
+    names = candidates(prepared)
+
+    def measure(net: Prepared, samples: SampleFolder) -> dict[str, Range]:
+        monkeypatch.setattr(onnx_ranges, "_SEEN", CalibrationCache())  # as in another process
+        return ranges(net, names, samples, "mse", symmetric=False)
+
+    samples = Counting(tmp_path / "calibration")
+    first = measure(prepared, samples)
+    assert samples.reads
+    samples.reads = 0
+    assert measure(prepared, samples) == first
+    assert not samples.reads
+    other = {"x": np.concatenate([2.0 * sample["x"] for sample in samples])}
+    assert measure(prepared, stored(tmp_path / "other", other)) != first
+    samples.reads = 0
+    kernel = next(t for t in prepared.model.graph.initializer if len(t.dims) > 1)
+    kernel.CopyFrom(onnx.numpy_helper.from_array(3.0 * onnx.numpy_helper.to_array(kernel), kernel.name))
+    assert measure(prepared, samples) != first
+    assert samples.reads
 
 
 def test_an_infinite_activation_is_told(tmp_path: Path) -> None:
