@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,12 +258,22 @@ def _print_verdicts(verdicts: Verdicts, request: ConvertRequest) -> None:
         ),
         [_cells(row) for row in verdicts.rows],
     )
-    for row in verdicts.rows:
-        if row.status != "accepted":
-            click.echo(f"{row.name}: {'; '.join(row.reasons)}")
+    for names, reasons in _reasons(verdicts.rows):
+        click.echo(f"{', '.join(names)}: {reasons}")
     _print_front(verdicts)
     for note in verdicts.notes:
         click.echo(f"note: {note}")
+
+
+def _reasons(rows: Sequence[Row]) -> list[tuple[list[str], str]]:
+    """Return why artifacts were not accepted; those of one and the same reason together."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status != "accepted":
+            found.setdefault("; ".join(row.reasons).replace(row.name, "\0"), []).append(row.name)
+    return [
+        (names, text.replace("\0", names[0] if len(names) == 1 else "them")) for text, names in found.items()
+    ]
 
 
 def _print_front(verdicts: Verdicts) -> None:

@@ -284,3 +284,18 @@ def test_a_tflite_by_name_says_why_not(tmp_path: Path, capsys: pytest.CaptureFix
     said = run_main([*words, "--format", "tflite", "--precision", "fp32"], capsys)
     assert said.code == 3
     assert "a scikit-learn model becomes onnx-fp32 only" in said.line
+
+
+def test_one_reason_of_several_artifacts_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _, _ = trained("ridge")
+    skops_io.dump(model, tmp_path / "model.skops")
+    said = run_main(
+        ["convert", tmp_path / "model.skops", "-t", "raspberry-pi-4", "-o", tmp_path / "out"], capsys
+    )
+    assert said.code == 0, said.err
+    (told,) = [line for line in said.out.splitlines() if "no route" in line]
+    names, _, reason = told.partition(": ")
+    assert names.split(", ") == ["tflite-fp32", "tflite-int8", "tflite-int8-dynamic", "onnx-int8"]
+    assert reason.startswith("no route from sklearn to them: a scikit-learn model becomes onnx-fp32 only")
