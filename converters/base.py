@@ -90,6 +90,7 @@ class Converter(abc.ABC):
         tools: Distributions whose versions stand in the artifact.
         extra: The extra of `edgekit-deploy` that provides them.
         rungs: Its ways to make a calibrated precision, from cheap to careful; the first is what is tried first.
+        careful: Precision without calibration to the options to try in turn where the plain recipe loses too much.
         choices: Options that `make` heeds beside those of its rungs and of the target's profile.
         keeps_float: Whether it honours `Recipe.float_layers`, and `layers` names what may stand there.
     """
@@ -102,6 +103,7 @@ class Converter(abc.ABC):
     tools: ClassVar[tuple[str, ...]]
     extra: ClassVar[str] = "convert"
     rungs: ClassVar[tuple[Rung, ...]] = (Rung("minmax"),)
+    careful: ClassVar[Mapping[str, Sequence[Mapping[str, Option]]]] = {}
     choices: ClassVar[tuple[str, ...]] = ()
     keeps_float: ClassVar[bool] = False
 

@@ -7,14 +7,14 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edgekit.converters.base import Converter, Rung, SourceModel
 from edgekit.converters.tflite_bias import correct_biases
 from edgekit.converters.tflite_checks import check_precision
 from edgekit.converters.tflite_layers import layer_ratios, mixed_scales
 from edgekit.converters.tflite_ranges import Range, observe
-from edgekit.manifest import Recipe
+from edgekit.manifest import Option, Recipe
 from edgekit.sources.tflite_graph import read_graph
 from edgekit.streams import Samples
 
@@ -29,7 +29,8 @@ class TfliteToQuantized(Converter):
     """Inputs and outputs stay float32; what the quantizer does not know stays float inside.
 
     Options of a recipe, all but the first for static precisions: `weight_only` (int8-dynamic: weights are
-    dequantized and the arithmetic is float, for large models that need the size and not the speed),
+    dequantized and the arithmetic is float, for large models that need the size and not the speed; the ladder
+    takes it where integer arithmetic loses too much),
     `per_channel` (default true), `weights` (`octav` clips them too), `bias_correction`.
     """
 
@@ -45,6 +46,9 @@ class TfliteToQuantized(Converter):
         Rung("mse", {"weights": "octav"}),
         Rung("mse", {"weights": "octav", "bias_correction": True}),
     )
+    careful: ClassVar[Mapping[str, Sequence[Mapping[str, Option]]]] = {
+        "int8-dynamic": ({"weight_only": True},)
+    }
     choices = ("weight_only", "per_channel")
     keeps_float = True
 

@@ -1,8 +1,8 @@
 """The ladder to the accuracy budget: which recipe to try next, from cheap to careful. Pure functions.
 
-A converter says which ways to calibrate it offers (`Converter.rungs`), cheapest first. Behind them come the
-layers that follow the float network worst, kept in float: one, two, four, … of them. Then the next route. The
-first attempt inside the budget ends the climb.
+A converter says which ways to calibrate it offers (`Converter.rungs`), cheapest first; for a precision without
+calibration, what else to try (`Converter.careful`). Behind the rungs come the layers that follow the float network
+worst, kept in float: one, two, four, … of them. Then the next route. The first attempt inside the budget ends the climb.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CALIBRATED", "Attempt", "best", "front", "may_improve", "next_recipe", "rescues"]
 
-#: Precisions that calibration data goes into: those that have a ladder.
+#: Precisions that calibration data goes into: those that have rungs.
 CALIBRATED = ("int8", "int16x8")
 #: Attempts at one artifact, at most: each is a conversion and a run of the gate.
 MOST_ATTEMPTS = 12
@@ -122,8 +122,11 @@ def _steps(
     layers: Mapping[str, float],
 ) -> Sequence[Recipe]:
     """Return the recipes of one route, in order, as far as they are known."""
-    if plain.precision not in CALIBRATED or (here and here[0].status == "failed"):
+    if here and here[0].status == "failed":
         return [plain]  # what fails at the first rung fails for another reason than accuracy
+    if plain.precision not in CALIBRATED:
+        more = converter.careful.get(plain.precision, ())
+        return [plain, *(msgspec.structs.replace(plain, options={**plain.options, **o}) for o in more)]
     rungs = [
         msgspec.structs.replace(plain, calibration=r.calibration, options={**plain.options, **r.options})
         for r in converter.rungs

@@ -273,7 +273,9 @@ def describe(recipe: Recipe) -> str:
     """Return a recipe in a few words: its route, how ranges were taken, what was corrected, what stays float."""
     words = [" → ".join(recipe.route)]
     words += [recipe.calibration] if recipe.calibration else []
-    words += [f"{key.replace('_', ' ')} {value}" for key, value in _telling(recipe)]
+    words += [
+        key.replace("_", " ") + ("" if value is True else f" {value}") for key, value in _telling(recipe)
+    ]
     if recipe.float_layers:
         count = len(recipe.float_layers)
         words.append(f"{count} layer{'s' if count > 1 else ''} in float")
@@ -282,8 +284,9 @@ def describe(recipe: Recipe) -> str:
 
 def _telling(recipe: Recipe) -> list[tuple[str, object]]:
     """Return the options that the ladder varies, as far as they are set."""
-    rungs = converters()[recipe.route[-1]].rungs
-    varied = dict.fromkeys(key for rung in rungs for key in rung.options)
+    converter = converters()[recipe.route[-1]]
+    ways = (*(rung.options for rung in converter.rungs), *converter.careful.get(recipe.precision, ()))
+    varied = dict.fromkeys(key for options in ways for key in options)
     return [(key, recipe.options[key]) for key in varied if recipe.options.get(key)]
 
 

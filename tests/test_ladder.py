@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from edgekit.converters import Converter, Rung, SourceModel
 from edgekit.gate import STRICT, Policy
 from edgekit.ladder import MOST_ATTEMPTS, Attempt, best, front, may_improve, next_recipe, rescues
-from edgekit.manifest import MetricEvidence, ParityEvidence, Recipe
+from edgekit.manifest import MetricEvidence, Option, ParityEvidence, Recipe
 from edgekit.routes import Route
 from edgekit.streams import Samples
 
@@ -23,6 +23,7 @@ class Quantizer(Converter):
     environment, needs, tools = "test", (), ("onnx",)
     rungs: ClassVar[tuple[Rung, ...]] = (Rung("minmax"), Rung("mse", {"bias_correction": "full"}))
     keeps_float = True
+    careful: ClassVar[dict[str, tuple[dict[str, Option], ...]]] = {"int8-dynamic": ({"weight_only": True},)}
 
     def make(self, source: SourceModel, recipe: Recipe, calibration: Samples, folder: Path) -> Path:
         raise AssertionError("the ladder decides without converting")
@@ -31,6 +32,7 @@ class Quantizer(Converter):
 class Plain(Quantizer):
     rungs: ClassVar[tuple[Rung, ...]] = (Rung("minmax"),)
     keeps_float = False
+    careful: ClassVar[dict[str, tuple[dict[str, Option], ...]]] = {}
 
 
 TABLE = {"first": Quantizer(), "second": Plain()}
@@ -95,6 +97,18 @@ def test_a_float_precision_has_one_recipe_for_each_route() -> None:
     assert first == plain[ROUTES[0]]
     then = next_recipe([Attempt(plain[ROUTES[0]], "refused", ())], {}, ROUTES, TABLE, plain)
     assert then == plain[ROUTES[1]]
+
+
+def test_a_precision_without_calibration_has_its_careful_options_then_the_next_route() -> None:
+    plain = {route: Recipe(route, "int8-dynamic", options={"threads": 2}) for route in ROUTES}
+    attempts: list[Attempt] = []
+    while (recipe := next_recipe(attempts, LAYERS, ROUTES, TABLE, plain)) is not None:
+        attempts.append(attempt(recipe, 9.0))
+    assert [(a.recipe.route[0], a.recipe.options) for a in attempts] == [
+        ("first", {"threads": 2}),
+        ("first", {"threads": 2, "weight_only": True}),
+        ("second", {"threads": 2}),
+    ]
 
 
 def test_the_ladder_ends() -> None:

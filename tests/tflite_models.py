@@ -54,6 +54,26 @@ def boxes_and_scores(out: Path) -> None:
     keras.Model(x, both).save(out)
 
 
+def loud_input(out: Path) -> None:
+    """Write a classifier that does not heed its first input, and its data, in which that one is a thousand times the others.
+
+    Whoever quantizes all inputs of a sample by one scale, as it runs, leaves nothing of the others.
+    """
+    layers, random = keras.layers, np.random.default_rng(0)
+    x = keras.Input((64,), name="x")
+    hidden = layers.Dense(64, use_bias=False, activation="relu")
+    head = layers.Dense(4, use_bias=False, activation="softmax", name="probabilities")
+    model = keras.Model(x, head(hidden(x)))
+    kernel = random.standard_normal((64, 64))
+    kernel[0] = 0.0
+    hidden.set_weights([kernel])
+    head.set_weights([0.3 * random.standard_normal((64, 4))])
+    rows = random.standard_normal((2000, 64)).astype(np.float32)
+    rows[:, 0] = random.choice([-3000.0, 3000.0], len(rows))
+    model.save(out)
+    np.savez(out.with_suffix(".npz"), x=rows, y=model.predict(rows, verbose=0).argmax(axis=-1))
+
+
 def functions() -> tuple[Any, dict[str, Any]]:
     """Return a module and its functions: two that TFLite can have, and one that it has no operator for."""
     module, x = tf.Module(), [tf.TensorSpec([None, 3], tf.float32, name="x")]
@@ -77,6 +97,7 @@ def main() -> None:
     folder, cnn = Path(sys.argv[1]), Path(sys.argv[2])
     depthwise(cnn, folder / "depthwise.keras")
     boxes_and_scores(folder / "boxes.keras")
+    loud_input(folder / "loud.keras")
     for kind in ("lstm", "gru"):
         recurrent(kind, folder / f"{kind}.keras")
     module, known = functions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 import weakref
@@ -25,7 +26,7 @@ from edgekit.sources import SourceOptions
 from edgekit.sources.tflite_graph import TfliteGraph, precision_of, read_graph
 from edgekit.streams import store_samples
 from edgekit.tasks import Convert, Describe, Described, MeasureLayers, RunSource
-from tests.conversions import environment
+from tests.conversions import environment, run_main
 from tests.corpus import ROOT, reference_cnn
 from tests.tflite_files import write_unary
 
@@ -197,6 +198,20 @@ def test_weights_alone_in_eight_bits_leave_the_arithmetic_float(
     images, _ = evaluation()
     exact, rough = (m.run(image=images[:20])["output_0"] for m in (cnn, made))
     assert np.abs(exact - rough).max() < 0.02
+
+
+def test_where_integers_lose_too_much_int8_dynamic_keeps_them_to_the_weights(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["convert", models / "loud.keras", "-t", "raspberry-pi-4", "--eval", models / "loud.npz"]
+    words += ["--format", "tflite", "--precision", "int8-dynamic", "-o", tmp_path / "out"]
+    said = run_main(words, capsys)
+    assert said.code == 0, said.err
+    assert "3 recipes tried, kept: keras-tflite → tflite-quant, weight only" in said.out
+    (row,) = json.loads((tmp_path / "out.report" / "report.json").read_text())["artifacts"]
+    assert row["status"] == "accepted"
+    assert [a["status"] for a in row["attempts"]] == ["refused", "refused", "accepted"]
+    assert abs(row["metric"]["drop_pp"]) < 1.0
 
 
 # Calibration
