@@ -7,6 +7,7 @@ framework, a third the artifact. Whether it is right is judged as EdgeKit's gate
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -137,7 +138,7 @@ def _make(entry: Model, format_: str, precision: str, calibration: list[Feed], f
 
 
 def _answers(entry: Model, comparison: list[Feed]) -> Path:
-    """Return the source's own answers, kept for the other formats and precisions."""
+    """Return the source's own answers to these very feeds, kept for the other formats and precisions."""
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -145,8 +146,11 @@ def _answers(entry: Model, comparison: list[Feed]) -> Path:
         if ran.result["status"] != "ran":
             raise RuntimeError(f"the source {entry.id} does not run: {ran.result['reason']}")
 
-    modules = ("engines", "feeds", "build", "samples", "sentiment", "pipelines")
-    return built(f"answers-{entry.id}", make, *modules) / "answers.npz"
+    given = hashlib.sha256()
+    for feed in comparison:
+        for name, array in feed.items():
+            given.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())
+    return built(f"answers-{entry.id}-{given.hexdigest()[:12]}", make, "engines") / "answers.npz"
 
 
 def _run(engine: str, path: Path, feeds: list[Feed], answers: Path, folder: Path) -> Child:
