@@ -31,6 +31,7 @@ __all__ = [
     "MatchSignals",
     "RuntimePreference",
     "load_profile",
+    "load_target",
     "profile_ids",
     "read_profile",
 ]
@@ -52,7 +53,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int16x8")
 DOT_PRODUCT_X86 = ("avx-vnni", "avx512-vnni", "amx-int8")
 
 #: Keys that speak of one file only, never of what extends it. (Notes add up instead.)
-_OWN_KEYS = ("extends", "match", "verified")
+_OWN_KEYS = ("extends", "match", "verified", "withdrawn")
 
 Precision = Literal["fp32", "fp16", "int8-dynamic", "int8", "int16x8"]
 Feature = Literal[
@@ -102,12 +103,17 @@ class RuntimePreference(msgspec.Struct, frozen=True):
         return {**self.options, **self.precision_options.get(precision, {})}
 
 
+_BusId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4}:[0-9a-f]{4}$")]
+
+
 class MatchSignals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What tells the device on a running system: one of the identities, and every condition.
 
     Attributes:
         compatible: Device-tree `compatible` strings; one is enough (identity).
         model: Parts of the device-tree model's name; one is enough (identity).
+        cpu_name: Parts of an x86 CPU's model name; one is enough (identity).
+        usb: `vendor:product` in hexadecimal; one is enough (identity).
         pci: `vendor:device` in hexadecimal; one is enough (identity).
         l4t_min: Major release of NVIDIA's L4T; at least this one is an identity, an older one forbids.
         driver: Kernel driver that must be bound to the PCI device (condition on `pci`).
@@ -116,7 +122,9 @@ class MatchSignals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     compatible: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
-    pci: tuple[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4}:[0-9a-f]{4}$")], ...] = ()
+    cpu_name: tuple[str, ...] = ()
+    usb: tuple[_BusId, ...] = ()
+    pci: tuple[_BusId, ...] = ()
     l4t_min: int | None = None
     driver: str | None = None
     node: str | None = None
@@ -134,7 +142,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
         cores: CPU cores; None where the members differ.
         clock_mhz: Highest CPU clock; None where the members differ.
         ram_mib: The least RAM that it is sold with; None where nothing can be said.
-        accelerators: Such as `gpu`, `npu`.
+        accelerators: `fpga`, `gpu`, `npu`.
         runtimes: In order of preference.
         int8: How static int8 must be made.
         static_shapes: The accelerator takes fixed shapes only.
@@ -142,6 +150,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
         max_ir: Highest ONNX IR version, likewise.
         install: `full`, or `export-only` where EdgeKit itself cannot run.
         verified: How far this profile was tried: on the `hardware`, `emulated`, or on a `fixture` only.
+        withdrawn: Why nothing can be made for it any more, and the way out; empty where something can.
         notes: What an integrator should know.
         match: What tells the device on a running system; None for those that catch the rest.
         lineage: Ids of the profiles that it extends, nearest first.
@@ -163,6 +172,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
     max_ir: int
     install: str
     verified: str
+    withdrawn: str = ""
     notes: tuple[str, ...] = ()
     match: MatchSignals | None = None
     lineage: tuple[str, ...] = ()
@@ -226,9 +236,10 @@ class _ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     cores: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     clock_mhz: Annotated[int, msgspec.Meta(ge=100, le=10_000)] | None = None
     ram_mib: Annotated[int, msgspec.Meta(ge=64, le=16_777_216)] | None = None
-    accelerators: tuple[Literal["gpu", "npu"], ...] = ()
+    accelerators: tuple[Literal["fpga", "gpu", "npu"], ...] = ()
     static_shapes: bool = False
     install: Literal["full", "export-only"] = "full"
+    withdrawn: str = ""
     notes: tuple[str, ...] = ()
     match: MatchSignals | None = None
 
@@ -249,6 +260,18 @@ def load_profile(profile_id: str) -> DeviceProfile:
         UsageError: No profile has that id; the message lists those that there are.
     """
     return read_profile(profile_id)
+
+
+def load_target(profile_id: str) -> DeviceProfile:
+    """Return the profile of a device that something can be made for.
+
+    Raises:
+        UsageError: No profile has that id, or it is kept only to say why nothing can be made for it.
+    """
+    profile = load_profile(profile_id)
+    if profile.withdrawn:
+        raise UsageError(f"{profile.name} is no target any more", hint=f"{profile.withdrawn}.")
+    return profile
 
 
 def read_profile(profile_id: str, folder: Path = _FOLDER) -> DeviceProfile:

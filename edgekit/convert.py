@@ -20,7 +20,7 @@ from edgekit import __version__
 from edgekit.assembly import Assembly, assemble
 from edgekit.data import Dataset, class_labels, has_columns, read_data
 from edgekit.detect import host_isa
-from edgekit.devices import DeviceProfile, load_profile
+from edgekit.devices import DeviceProfile, load_target
 from edgekit.errors import (
     ConversionError,
     EdgeKitError,
@@ -140,7 +140,7 @@ def convert(
         RefusedError: The gate refused an artifact asked for by name, or accepted none; the report is written.
         MachineError: The disk is full.
     """
-    profile = load_profile(request.target)
+    profile = load_target(request.target)
     kind = identify(request.model)
     check_options(kind, request.source_options)
     _check_out(request)

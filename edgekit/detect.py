@@ -84,11 +84,13 @@ class Signals(msgspec.Struct, frozen=True):
         arch: Of the kernel: `x86-64`, `aarch64`, or as the system calls it.
         bits: Of the userland, 32 or 64; None where nothing tells.
         model: Device-tree model, or the model line of /proc/cpuinfo.
+        cpu_name: An x86 CPU's name in /proc/cpuinfo.
         compatible: Device-tree `compatible` strings, most specific first.
         isa: CPU features, in our words.
         cpu_parts: `CPU part` numbers, one for each kind of core.
         l4t: NVIDIA's L4T release as (major, minor text), None where it is not L4T.
         pci: Devices on the bus that some profile speaks of.
+        usb: `vendor:product` of the devices that some profile speaks of.
     """
 
     arch: str = ""
@@ -99,6 +101,8 @@ class Signals(msgspec.Struct, frozen=True):
     cpu_parts: tuple[str, ...] = ()
     l4t: tuple[int, str] | None = None
     pci: tuple[PciDevice, ...] = ()
+    usb: tuple[str, ...] = ()
+    cpu_name: str = ""
 
 
 class Detection(msgspec.Struct, frozen=True):
@@ -160,8 +164,8 @@ def detect(root: str = "/") -> Detection:
 
 
 def read_signals(root: str, profiles: Iterable[DeviceProfile]) -> Signals:
-    """Read what tells a device under `root`; of the PCI bus, what the profiles speak of."""
-    base = Path(root)
+    """Read what tells a device under `root`; of PCI and USB, what the profiles speak of."""
+    base, profiles = Path(root), tuple(profiles)
     cpuinfo = _read(base / "proc/cpuinfo")
     arch = _arch(base, cpuinfo)
     wanted = {pci: each.match.node for each in profiles if each.match for pci in each.match.pci}
@@ -182,6 +186,8 @@ def read_signals(root: str, profiles: Iterable[DeviceProfile]) -> Signals:
         cpu_parts=tuple(dict.fromkeys(re.findall(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE))),
         l4t=_l4t(_read(base / "etc/nv_tegra_release")),
         pci=tuple(_pci(base, wanted)),
+        usb=tuple(_usb(base, {usb for each in profiles if each.match for usb in each.match.usb})),
+        cpu_name=_field(cpuinfo, "model name") if arch == "x86-64" else "",
     )
 
 
@@ -264,6 +270,17 @@ def _pci(base: Path, wanted: Mapping[str, str | None]) -> Iterable[PciDevice]:
             )
 
 
+def _usb(base: Path, wanted: Collection[str]) -> Iterable[str]:
+    try:
+        folders = sorted((base / "sys/bus/usb/devices").iterdir())
+    except OSError:
+        return
+    for folder in folders:
+        found = ":".join(_read(folder / name).strip().lower() for name in ("idVendor", "idProduct"))
+        if found in wanted:
+            yield found
+
+
 def recognise(signals: Signals, profiles: Collection[DeviceProfile]) -> Detection:
     """Decide which profile fits: the most specific whose identity was seen and whose conditions hold.
 
@@ -273,10 +290,12 @@ def recognise(signals: Signals, profiles: Collection[DeviceProfile]) -> Detectio
     reasons: list[str] = []
     fitting: list[tuple[DeviceProfile, list[str]]] = []
     for profile in profiles:
-        if profile.match is None or profile.arch != signals.arch:
+        if profile.match is None or (profile.arch != signals.arch and not profile.withdrawn):
             continue
         seen, missing = _judge(profile.match, signals, is_family=profile.is_family)
-        if seen and not missing:
+        if seen and profile.withdrawn:
+            reasons.append(f"{profile.id}: {seen[0]}, but it is not used: {profile.withdrawn}")
+        elif seen and not missing:
             fitting.append((profile, seen))
         elif seen and not profile.lineage:  # once per family
             reasons.append(f"{profile.id}: {seen[0]}, but {missing[0]}")
@@ -302,6 +321,8 @@ def _judge(match: MatchSignals, signals: Signals, *, is_family: bool) -> tuple[l
     """Return what identifies the device, and the conditions that do not hold."""
     seen = [f"the device tree says {each}" for each in match.compatible if each in signals.compatible][:1]
     seen += [f"the model is {signals.model!r}" for each in match.model if each in f"{signals.model} "][:1]
+    seen += [f"the CPU is {signals.cpu_name!r}" for each in match.cpu_name if each in signals.cpu_name][:1]
+    seen += [f"USB device {each}" for each in match.usb if each in signals.usb][:1]
     missing: list[str] = []
     if match.l4t_min is not None and signals.l4t is not None:
         release = f"/etc/nv_tegra_release says L4T {signals.l4t[0]}.{signals.l4t[1]}"
@@ -336,7 +357,7 @@ def _pci_trail(match: MatchSignals, device: PciDevice) -> tuple[list[str], list[
 
 def _generic(signals: Signals, profiles: Collection[DeviceProfile]) -> DeviceProfile:
     for profile in profiles:
-        if profile.match is None and profile.arch == signals.arch:
+        if profile.match is None and profile.is_family and profile.arch == signals.arch:
             return profile
     arm32 = signals.arch.startswith("armv")
     raise UnavailableError(
@@ -363,6 +384,8 @@ def _as_text(signals: Signals) -> dict[str, str]:
         "arch": signals.arch,
         "userland_bits": str(signals.bits or ""),
         "model": signals.model,
+        "cpu_name": signals.cpu_name,
+        "usb": ", ".join(signals.usb),
         "compatible": ", ".join(signals.compatible),
         "isa": ", ".join(signals.isa),
         "cpu_parts": ", ".join(signals.cpu_parts),

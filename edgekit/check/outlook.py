@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekit.check.survey import Surveyed
 from edgekit.check.verdicts import STATUSES, OpVerdict, Status, judge_ops, worst_of
 from edgekit.converters import Converter
-from edgekit.devices import DeviceProfile, load_profile
+from edgekit.devices import DeviceProfile, load_target
 from edgekit.factory import Factory
 from edgekit.process import WorkerLimits
 from edgekit.recipes import Wanted, check_formats, preference_for, recipe_for, wanted_artifacts
@@ -161,7 +161,7 @@ def check(
         InvalidFileError: The model file is not what its name says.
         ConversionError: The source cannot be read far enough to say anything.
     """
-    profile = load_profile(target)
+    profile = load_target(target)
     kind = identify(model)
     options = options or SourceOptions()
     check_options(kind, options)

@@ -36,6 +36,8 @@ def list_(as_json: bool) -> None:
 
 
 def _made(profile: DeviceProfile) -> str:
+    if profile.withdrawn:
+        return "nothing: withdrawn"
     return "; ".join(f"{each} {', '.join(profile.precisions(each))}" for each in profile.formats())
 
 
@@ -80,6 +82,7 @@ def _describe(profile: DeviceProfile) -> list[str]:
     for rank, each in enumerate(profile.runtimes, 1):
         providers = " -> ".join(each.providers)
         lines.append(f"  {f'runtime {rank}:':<17}{each.runtime} ({providers}): {', '.join(each.precisions)}")
+    lines += [f"  withdrawn: {profile.withdrawn}"] if profile.withdrawn else []
     return [*lines, *(f"  note: {note}" for note in profile.notes)]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgekit import devices
-from edgekit.devices import FORMATS, DeviceProfile, load_profile, profile_ids, read_profile
+from edgekit.devices import FORMATS, DeviceProfile, load_profile, load_target, profile_ids, read_profile
 from edgekit.errors import InvalidFileError, UsageError
 
 pytestmark = pytest.mark.device
@@ -58,8 +58,10 @@ def test_every_profile_loads(profile_id: str) -> None:
 
 def test_the_listed_devices_are_there() -> None:
     assert profile_ids() == (
-        "generic-aarch64", "intel-core-ultra", "intel-npu", "jetson", "jetson-orin-nano",
-        "raspberry-pi", "raspberry-pi-4", "raspberry-pi-5", "x86-64",
+        "generic-aarch64", "intel-core-ultra", "intel-core-ultra-1", "intel-core-ultra-2", "intel-n100", "intel-npu",
+        "jetson", "jetson-agx-orin", "jetson-nano", "jetson-orin", "jetson-orin-nano", "jetson-thor", "jetson-xavier-nx",
+        "kria", "ncs2", "raspberry-pi", "raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-zero-2w",
+        "rk3588", "x86-64", "x86-64-avx2", "x86-64-avx512-vnni",
     )  # fmt: skip
 
 
@@ -69,6 +71,8 @@ def test_the_listed_devices_are_there() -> None:
         ("raspberry-pi-4", {"tflite-fp32", "tflite-int8", "tflite-int8-dynamic", "onnx-fp32", "onnx-int8"}),
         ("jetson", {"onnx-fp32", "onnx-fp16", "onnx-int8"}),
         ("jetson-orin-nano", {"onnx-fp32", "onnx-fp16", "onnx-int8"}),
+        ("jetson-nano", {"onnx-fp32", "onnx-fp16"}),
+        ("kria", {"onnx-fp32", "onnx-int8", "tflite-fp32", "tflite-int8", "tflite-int8-dynamic"}),
         ("intel-npu", {"openvino-fp32", "openvino-fp16", "openvino-int8"}),
         (
             "x86-64",
@@ -130,8 +134,26 @@ def test_a_family_is_no_bolder_than_its_members() -> None:
         assert family.int8.reduce_range >= member.int8.reduce_range
 
 
+def test_a_withdrawn_device_is_no_target_and_the_way_out_is_named() -> None:
+    assert load_profile("ncs2").withdrawn
+    with pytest.raises(
+        UsageError, match=r"MYRIAD\) is no target any more\. OpenVINO dropped .* 2022\.3.*x86-64"
+    ):
+        load_target("ncs2")
+    assert load_target("raspberry-pi-4") == load_profile("raspberry-pi-4")
+
+
+def test_what_withdraws_a_parent_does_not_withdraw_its_child(folder: Path) -> None:
+    (folder / "parent.toml").write_text('withdrawn = "gone"\n' + PARENT)
+    made = child(folder, 'extends = "parent"\nname = "Child"\nfamily = "parent"\nverified = "fixture"\n')
+    assert read_profile("parent", folder).withdrawn == "gone"
+    assert not made.withdrawn
+
+
 def test_only_what_ran_on_hardware_says_so() -> None:
-    assert {each for each in profile_ids() if load_profile(each).verified != "fixture"} == {"x86-64"}
+    assert {each for each in profile_ids() if load_profile(each).verified != "fixture"} == {
+        "x86-64", "x86-64-avx512-vnni",
+    }  # fmt: skip
 
 
 def test_every_file_names_its_sources() -> None:
