@@ -53,7 +53,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int16x8")
 DOT_PRODUCT_X86 = ("avx-vnni", "avx512-vnni", "amx-int8")
 
 #: Keys that speak of one file only, never of what extends it. (Notes add up instead.)
-_OWN_KEYS = ("extends", "match", "verified", "withdrawn")
+_OWN_KEYS = ("extends", "match", "qemu_cpu", "verified", "withdrawn")
 
 Precision = Literal["fp32", "fp16", "int8-dynamic", "int8", "int16x8"]
 Feature = Literal[
@@ -150,6 +150,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
         max_ir: Highest ONNX IR version, likewise.
         install: `full`, or `export-only` where EdgeKit itself cannot run.
         verified: How far this profile was tried: on the `hardware`, `emulated`, or on a `fixture` only.
+        qemu_cpu: The CPU model by which QEMU emulates it; empty where it has none that does.
         withdrawn: Why nothing can be made for it any more, and the way out; empty where something can.
         notes: What an integrator should know.
         match: What tells the device on a running system; None for those that catch the rest.
@@ -172,6 +173,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
     max_ir: int
     install: str
     verified: str
+    qemu_cpu: str = ""
     withdrawn: str = ""
     notes: tuple[str, ...] = ()
     match: MatchSignals | None = None
@@ -239,6 +241,7 @@ class _ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     accelerators: tuple[Literal["fpga", "gpu", "npu"], ...] = ()
     static_shapes: bool = False
     install: Literal["full", "export-only"] = "full"
+    qemu_cpu: str = ""
     withdrawn: str = ""
     notes: tuple[str, ...] = ()
     match: MatchSignals | None = None

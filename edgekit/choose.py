@@ -260,6 +260,8 @@ class _Walk(msgspec.Struct):
             self.say(
                 f"{candidate.artifact} was judged on {artifact.isa}; {self.profile.id} {_differs(artifact.isa, here)}"
             )
+        elif artifact.emulator:
+            self.say(f"{candidate.artifact} was judged on {artifact.isa}, emulated ({artifact.emulator})")
         where = f" on {candidate.providers[0]}" if candidate.providers else ""
         rank = "the best of what is left"
         if preference == self.profile.runtimes[0] and candidate.is_first_choice(artifact.precision):

@@ -19,8 +19,9 @@ from msgspec import structs
 from edgekit import __version__
 from edgekit.assembly import Assembly, assemble
 from edgekit.data import Dataset, class_labels, has_columns, read_data
-from edgekit.detect import host_isa
+from edgekit.detect import host_isa, isa_name
 from edgekit.devices import DeviceProfile, load_target
+from edgekit.emulator import Emulator, emulator_of
 from edgekit.errors import (
     ConversionError,
     EdgeKitError,
@@ -81,6 +82,7 @@ class ConvertRequest:
     state: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     golden: str = "real"
+    prove: str = "host"
     name: str | None = None
     version: int = 1
     jobs: int = 2
@@ -147,9 +149,13 @@ def convert(
     _bundle_name(request)
     if request.label_column is not None and request.evaluation is None and request.calibration is None:
         raise UsageError("--label-column names a column of no data", hint="Give --eval with a .csv file.")
+    emulator = emulator_of(profile) if request.prove == "emulated" else None
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch, _factory(request, scratch) as factory:
-        conversion = _Conversion(request, profile, kind, factory, progress)
+    with (
+        tempfile.TemporaryDirectory(prefix="edgekit-") as scratch,
+        _factory(request, scratch, emulator) as factory,
+    ):
+        conversion = _Conversion(request, profile, kind, factory, progress, emulator)
         verdicts = conversion.run()
         judged(verdicts)
         refusal = conversion.refusal()
@@ -190,8 +196,9 @@ def _bundle_name(request: ConvertRequest) -> str:
 
 
 @contextmanager
-def _factory(request: ConvertRequest, scratch: str) -> Iterator[Factory]:
-    factory = Factory(Path(scratch), request.limits, request.jobs, request.source_options)
+def _factory(request: ConvertRequest, scratch: str, emulator: Emulator | None) -> Iterator[Factory]:
+    prover = emulator.interpreter if emulator else None
+    factory = Factory(Path(scratch), request.limits, request.jobs, request.source_options, prover)
     try:
         yield factory
     finally:
@@ -208,9 +215,11 @@ class _Conversion:
         kind: str,
         factory: Factory,
         progress: Progress,
+        emulator: Emulator | None,
     ) -> None:
         self.request, self.profile, self.kind = request, profile, kind
-        self.factory, self.progress = factory, progress
+        self.factory, self.progress, self.emulator = factory, progress, emulator
+        self.isa = isa_name(profile.arch, profile.isa) if emulator else host_isa()
         self.notes: list[str] = []
         self.rows: dict[str, Row] = {}
         self.made: dict[str, Kept] = {}
@@ -364,6 +373,7 @@ class _Conversion:
             seed=self.request.seed,
             postprocess=self.request.postprocess,
             state=self.request.state,
+            timed=self.emulator is None,
         )
 
     def _infer_task(self) -> str:
@@ -527,7 +537,8 @@ class _Conversion:
             recipe=made.recipe,
             gate=row.gate,
             tools={**converted.tools, runtime or "runtime": number, "edgekit": __version__},
-            isa=host_isa(),
+            isa=self.isa,
+            emulator=self.emulator.name if self.emulator else "",
         )
 
     def report(self, bundle: Bundle | None, seconds: float) -> None:
@@ -546,7 +557,7 @@ class _Conversion:
             task=self.task,
             notes=self.notes,
             seconds=seconds,
-            isa=host_isa(),
+            isa=self.isa + (f", emulated ({self.emulator.name})" if self.emulator else ""),
             labels=self._class_names(),
         )
 

@@ -15,7 +15,7 @@ from edgekit.check.survey import Surveyed
 from edgekit.converters import CONVERTERS, Converted, get_converter
 from edgekit.errors import ConversionError, EdgeKitError, MachineError
 from edgekit.manifest import Option, Recipe
-from edgekit.process import Worker, WorkerDiedError, WorkerLimits
+from edgekit.process import Interpreter, Worker, WorkerDiedError, WorkerLimits
 from edgekit.routes import Route, start_of
 from edgekit.sources import SourceOptions, source_class
 from edgekit.streams import store_samples
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["Factory", "Product"]
+
+#: The environment whose worker runs artifacts.
+_SCORE = "score"
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,20 @@ class Factory:
         limits: Of each task.
         jobs: Workers that may be busy at once.
         options: What the user said about the source.
+        prover: What runs the artifacts when they are judged; None for this Python.
     """
 
     def __init__(
-        self, scratch: Path, limits: WorkerLimits, jobs: int, options: SourceOptions | None = None
+        self,
+        scratch: Path,
+        limits: WorkerLimits,
+        jobs: int,
+        options: SourceOptions | None = None,
+        prover: Interpreter | None = None,
     ) -> None:
         self._scratch, self._limits, self._jobs = scratch, limits, max(1, jobs)
         self._options = options or SourceOptions()
+        self._prover = prover
         self._floats: dict[Route, Result] = {}
         self._numbers = count()
         self._workers: dict[str, Worker] = {}
@@ -152,7 +162,7 @@ class Factory:
             timed_runs,
             dict(state or {}),
         )
-        answers = self._ask("score", task)
+        answers = self._ask(_SCORE, task)
         scored = next(a.scored for a in answers if a.scored is not None)
         return _load(out), scored
 
@@ -348,7 +358,8 @@ class Factory:
             if environment not in self._workers:
                 folder = self._scratch / environment
                 folder.mkdir()
-                self._workers[environment] = Worker(folder, self._limits)
+                interpreter = self._prover if environment == _SCORE else None
+                self._workers[environment] = Worker(folder, self._limits, interpreter)
                 self._locks[environment] = threading.Lock()
         with self._locks[environment]:
             yield self._workers[environment]

@@ -74,6 +74,7 @@ class Examination:
         seed: Of the bootstrap.
         postprocess: The bundle's steps: metrics look at what they make of the outputs.
         state: Input name to the output that it takes from the step before.
+        timed: Whether the time of a run says something: not where it is emulated.
     """
 
     factory: Factory
@@ -91,6 +92,7 @@ class Examination:
     seed: int = 0
     postprocess: tuple[dict[str, Any], ...] = ()
     state: Mapping[str, str] = field(default_factory=dict)
+    timed: bool = True
 
     def judge(self, converted: Converted, format_: str, precision: str, *, calibrated: bool) -> Judged:
         """Run an artifact and let the gate decide: parity exactly, the metric as the target's plan runs it.
@@ -173,12 +175,13 @@ class Examination:
         """Return what is run, and how often the last of it is timed: in one go, but for sequences."""
         import numpy as np
 
+        runs = _TIMED_RUNS if self.timed else 0
         if self.evaluation is None:
-            return [(self.golden, _TIMED_RUNS)]
+            return [(self.golden, runs)]
         inputs = self.evaluation.inputs
         if self.state:
-            return [(inputs, 0), (self.golden, _TIMED_RUNS)]
-        return [({k: np.concatenate([v, self.golden[k]]) for k, v in inputs.items()}, _TIMED_RUNS)]
+            return [(inputs, 0), (self.golden, runs)]
+        return [({k: np.concatenate([v, self.golden[k]]) for k, v in inputs.items()}, runs)]
 
     def _measure(self, measured: Mapping[str, np.ndarray]) -> MetricEvidence | None:
         if self.evaluation is None or self.metric is None or self.evaluated is None:

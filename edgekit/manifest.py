@@ -175,6 +175,7 @@ class Artifact(msgspec.Struct, frozen=True):
         gate: How it was judged.
         tools: Version of every tool that made it.
         isa: Instruction set it was judged on, such as `x86-64+avx512-vnni`.
+        emulator: What emulated that, such as `qemu 10.0.13, cortex-a72`; empty for a real CPU.
     """
 
     format: str
@@ -189,6 +190,7 @@ class Artifact(msgspec.Struct, frozen=True):
     output_names: dict[str, str] = {}
     tools: dict[str, str] = {}
     isa: str = ""
+    emulator: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True):

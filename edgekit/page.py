@@ -90,7 +90,7 @@ def page(data: Mapping[str, Any], pictures: Mapping[str, Sequence[np.ndarray | N
 
 def _heading(data: Mapping[str, Any]) -> str:
     return (
-        f"<p class='note'>Task: {_esc(data['task'])}. Judged on <code>{_esc(data['host_isa'])}</code> in "
+        f"<p class='note'>Task: {_esc(data['task'])}. Judged on <code>{_esc(data['judged_on'])}</code> in "
         f"{data['seconds']:.0f} s by EdgeKit {_esc(data['edgekit'])}.</p>"
     )
 

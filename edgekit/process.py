@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,20 @@ from edgekit.errors import (
 if TYPE_CHECKING:
     from edgekit.tasks import Answer, Task
 
-__all__ = ["Worker", "WorkerDiedError", "WorkerLimits", "python_command"]
+__all__ = ["Interpreter", "Worker", "WorkerDiedError", "WorkerLimits", "python_command"]
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """Another Python to start workers with, an emulated one say.
+
+    Attributes:
+        words: What stands in front of its arguments.
+        environment: What its environment holds instead of this one's.
+    """
+
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
 
 
 def python_command(*arguments: str) -> list[str]:
@@ -72,10 +85,16 @@ class Worker:
     """A `python -m edgekit.worker` child: no network, a scratch HOME, a log, limits.
 
     Not thread-safe: one task at a time. `peak_mib` is the largest resident memory it has told of.
+
+    Args:
+        scratch: A folder of its own.
+        limits: Of each task.
+        interpreter: What runs it; None for this Python.
     """
 
-    def __init__(self, scratch: Path, limits: WorkerLimits) -> None:
+    def __init__(self, scratch: Path, limits: WorkerLimits, interpreter: Interpreter | None = None) -> None:
         self.limits, self.peak_mib = limits, 0.0
+        self._interpreter = interpreter
         self._scratch = scratch
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -143,9 +162,11 @@ class Worker:
         home = self._scratch / "home"
         home.mkdir(exist_ok=True)
         reader, writer = os.pipe()
+        arguments = ("-m", "edgekit.worker", str(writer))
+        other = self._interpreter
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                python_command("-m", "edgekit.worker", str(writer)),
+                [*other.words, *arguments] if other else python_command(*arguments),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -171,6 +192,7 @@ class Worker:
             "PYTHONHASHSEED": "0",
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "CUDA_VISIBLE_DEVICES": "-1",
+            **(self._interpreter.environment if self._interpreter else {}),
         }
 
     def _read_line(self, process: subprocess.Popen[bytes]) -> bytes:

@@ -136,7 +136,7 @@ def write_report(
         task: The model's.
         notes: What was not measured, what was inferred.
         seconds: The conversion took.
-        isa: Instruction set of this machine.
+        isa: Instruction set that the artifacts were judged on.
         labels: Class names, in the model's order.
     """
     folder.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ def write_report(
         "target": target,
         "task": task,
         "source": dict(source),
-        "host_isa": isa,
+        "judged_on": isa,
         "digest": digest,
         "plan": msgspec.to_builtins(plan) if plan is not None else None,
         "artifacts": [row_as_data(row) for row in rows],

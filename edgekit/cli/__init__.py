@@ -29,6 +29,7 @@ COMMANDS = {
     "profile": ("edgekit.cli.profile:profile", "Measure latency, throughput and memory on this machine."),
     "devices": ("edgekit.cli.devices:devices", "List, show and detect devices."),
     "doctor": ("edgekit.cli.doctor:doctor", "Tell what this machine has and what it lacks."),
+    "env": ("edgekit.cli.env:env", "Prepare and remove what emulation needs."),
     "serve": ("edgekit.cli.serve:serve", "Run the inference daemon."),
     "agent": ("edgekit.cli.agent:agent", "Send this device's reports to a sync server."),
     "bundle": ("edgekit.cli.bundle:bundle", "Pack, unpack and slice bundles."),

@@ -86,6 +86,13 @@ _TASKS = ("classification", "detection", "segmentation", "regression", "embeddin
     "--labels", type=click.Path(path_type=Path), help="Class names, one a line, in the model's order."
 )
 @click.option(
+    "--prove",
+    type=click.Choice(["host", "emulated"]),
+    default="host",
+    show_default=True,
+    help="Where the gate runs the artifacts: on this CPU, or on the target's by emulation (edgekit env create emulator).",
+)
+@click.option(
     "--golden",
     type=click.Choice(["real", "synthetic"]),
     default="real",

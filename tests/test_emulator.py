@@ -1,0 +1,269 @@
+"""The target's instruction set by emulation: prepared once, and what passes here and fails there is caught."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+import onnx
+
+from edgekit import emulator as emulation
+from edgekit.cli import COMMANDS
+from edgekit.devices import load_profile
+from edgekit.emulator import create, emulator_folder, emulator_of, is_ready
+from edgekit.errors import MachineError, UnavailableError, UsageError
+from tests.conversions import converted_twice, data_options, run_main
+from tests.corpus import corpus_folder, made_once, reference_cnn
+
+pytestmark = pytest.mark.convert
+
+PI = load_profile("raspberry-pi-4")
+
+
+@pytest.fixture(scope="module", name="prepared")
+def _prepared() -> Iterator[Path]:
+    """Give the environment, prepared once per checkout as a user does it."""
+    home = corpus_folder() / "emulator"
+    with pytest.MonkeyPatch.context() as patch:
+        with made_once(home) as unfinished:
+            if unfinished is not None:
+                patch.setenv("XDG_CACHE_HOME", str(unfinished))
+                create()
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        yield emulator_folder()
+
+
+# Preparing
+
+
+def test_it_holds_what_a_device_has(prepared: Path) -> None:
+    contents = create(mirror="http://127.0.0.1:9/debian")  # nothing is fetched again
+    assert contents.versions["python"].startswith("3.11.")
+    assert {"onnxruntime", "ai-edge-litert", "msgspec", "uvloop", "cryptography"} <= set(contents.versions)
+    from importlib.metadata import version
+
+    assert contents.versions["onnxruntime"] == version("onnxruntime"), (
+        "the wheels are of this machine's versions"
+    )
+    machine = emulator_of(PI).run("-c", "import platform; print(platform.machine())")
+    assert machine.stdout.strip() == "aarch64", machine.stderr
+    assert shutil.disk_usage(prepared).total
+
+
+def test_what_was_done_is_not_done_again(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("qemu", "root"):
+        shutil.copytree(prepared / name, emulator_folder() / name, symlinks=True)
+    (emulator_folder() / ".wheels-half").mkdir()
+    steps: list[str] = []
+
+    def stop(_out: Path) -> None:
+        raise MachineError("the line is down")
+
+    monkeypatch.setattr(emulation, "_install_wheels", stop)
+    with pytest.raises(MachineError, match="the line is down"):
+        create(lambda what, _done, _all: steps.append(what), mirror="http://127.0.0.1:9/debian")
+    assert not is_ready()
+    monkeypatch.setattr(emulation, "_install_wheels", lambda out: (out / "x").touch())
+    assert create(mirror="http://127.0.0.1:9/debian").versions["qemu-user"].startswith("10.")
+    assert is_ready()
+    assert steps[-1] == "preparing the emulator: wheels"
+
+
+def test_a_mirror_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(MachineError, match=r"fetching from Debian trixie.* failed: .*Run the command again"):
+        create(mirror="http://127.0.0.1:9/debian")
+    assert not is_ready()
+    assert not [p for p in emulator_folder().iterdir() if p.name == "qemu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("sources.list", "# old\ndeb [arch=amd64] http://mirror.example/debian bookworm main\n"),
+        (
+            "sources.list.d/debian.sources",
+            "Types: deb\nURIs: http://mirror.example/debian\nSuites: bookworm\n",
+        ),
+        (
+            "sources.list.d/b.list",
+            "deb http://packages.example/other stable main\ndeb http://mirror.example/debian/ x main",
+        ),
+    ],
+)
+def test_the_mirror_is_the_machines_own(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "sources.list.d").mkdir()
+    (tmp_path / name).write_text(text)
+    assert emulation._own_mirror(tmp_path).rstrip("/") == "http://mirror.example/debian"
+
+
+def test_without_a_mirror_one_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "sources.list").write_text("deb http://archive.example/ubuntu noble main\n")
+    with pytest.raises(UnavailableError, match=r"name no Debian mirror.*--mirror"):
+        emulation._own_mirror(tmp_path)
+
+
+@pytest.mark.parametrize("tool", ["apt-get", "dpkg"])
+def test_another_system_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(emulation.shutil, "which", lambda name: None if name == tool else f"/usr/bin/{name}")
+    with pytest.raises(UnavailableError, match=f"{tool} is not here.*Debian or Ubuntu"):
+        create()
+
+
+def test_what_cannot_be_emulated_or_is_not_prepared_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"jetson cannot be emulated.*raspberry-pi-4"):
+        emulator_of(load_profile("jetson"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(
+        UnavailableError, match=r"not been prepared here\. Prepare it: edgekit env create emulator"
+    ):
+        emulator_of(PI)
+
+
+def test_the_commands_list_create_and_remove(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "env" in COMMANDS
+    listed = json.loads(run_main(["env", "list", "--json"], capsys).out)["emulator"]
+    assert listed["ready"]
+    assert listed["devices"]["raspberry-pi-5"] == "cortex-a76"
+    made = json.loads(run_main(["env", "create", "emulator", "--json"], capsys).out)
+    assert made["folder"] == str(prepared)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "not prepared" in run_main(["env", "list"], capsys).out
+    assert run_main(["env", "remove", "emulator"], capsys).out == "there was none\n"
+    (emulator_folder() / "x").mkdir(parents=True)
+    assert run_main(["env", "remove", "emulator"], capsys).out == f"removed {emulator_folder()}\n"
+    assert not emulator_folder().exists()
+
+
+# Proving
+
+
+def test_a_bundle_keeps_its_accuracy_under_the_targets_cpu(
+    prepared: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "digits"
+    shutil.copytree(converted_twice("raspberry-pi-4")[0].root, bundle)
+    words = ["verify", bundle, "--emulate", "raspberry-pi-4", "--eval", reference_cnn().evaluation]
+    said = run_main([*words, "--json"], capsys)
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["golden"]["passed"]
+    assert found["plan"]["artifact"] == "tflite-int8"
+    metric = found["emulated"]["gate"]["metric"]
+    assert metric["n"] == 1000
+    assert metric["bound_pp"] <= 1.0
+    assert abs(metric["artifact"] - metric["source"]) < 0.005
+    kept = json.loads((tmp_path / "digits.report" / "emulated-raspberry-pi-4.json").read_text())
+    assert kept["emulator"] == "qemu 10.0.13, cortex-a72" or kept["emulator"].endswith(", cortex-a72")
+    assert kept["digest"] == found["digest"]
+    assert kept["gate"]["verdict"] == "accepted"
+
+
+def test_a_conversion_is_judged_under_the_targets_cpu(
+    prepared: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [
+        "convert",
+        reference_cnn().model,
+        "-t",
+        "raspberry-pi-5",
+        "--prove",
+        "emulated",
+        "-o",
+        tmp_path / "out",
+    ]
+    said = run_main([*words, "--format", "onnx", "--precision", "int8", *data_options()], capsys)
+    assert said.code == 0, said.err
+    assert "onnx-int8 was judged on aarch64+asimddp, emulated (qemu " in said.out
+    artifact = json.loads((tmp_path / "out" / "manifest.json").read_text())["artifacts"]["onnx-int8"]
+    assert artifact["isa"] == "aarch64+asimddp"
+    assert artifact["emulator"].endswith("cortex-a76")
+    assert artifact["gate"]["metric"]["n"] == 1000
+    (row,) = json.loads((tmp_path / "out.report" / "report.json").read_text())["artifacts"]
+    assert row["p50_ms"] is None, "an emulated time says nothing"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--eval", "e.npz"], "--eval has no meaning here: expected --emulate with it"),
+        (
+            ["--emulate", "raspberry-pi-4", "--max-drop", "1"],
+            "--max-drop has no meaning here: expected --eval with it",
+        ),
+        (["--emulate", "raspberry-pi-4", "--device", "jetson"], "--device has no meaning with --emulate"),
+        (
+            ["--hashes-only", "--emulate", "raspberry-pi-4"],
+            "--hashes-only runs nothing, so --emulate has no meaning",
+        ),
+        (["--emulate", "raspberry-pi-6"], "unknown device 'raspberry-pi-6'"),
+        (["--emulate", "jetson"], "jetson cannot be emulated"),
+    ],
+)
+def test_options_that_would_be_ignored_are_errors(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    found = run_main(["verify", converted_twice("raspberry-pi-4")[0].root, *words], capsys)
+    assert found.code == 2
+    assert said in found.line
+
+
+# Faults that pass here
+
+
+def saturating(folder: Path) -> Path:
+    """Write an integer ONNX whose u8 x s8 products overflow sixteen bits where two of them are added in those."""
+    n, helper = 64, onnx.helper
+    weights = np.full((n, 8), 127, np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zero"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    constants = {"w": weights, "scale": np.float32(1.0), "zero": np.uint8(0)}
+    graph = helper.make_graph(
+        nodes,
+        "saturating",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, n])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def run_under(profile_id: str, script: str) -> Any:
+    done = emulator_of(load_profile(profile_id)).run("-c", script)
+    return done, (json.loads(done.stdout) if done.returncode == 0 else None)
+
+
+RUN = """
+import json, sys, numpy, onnxruntime
+session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
+print(json.dumps(session.run(None, {{"x": numpy.full((1, 64), 255, "f")}})[0].ravel().tolist()))
+"""
+
+
+def test_products_that_saturate_without_vnni_show_only_there(prepared: Path, tmp_path: Path) -> None:
+    path = saturating(tmp_path)
+    right = 255 * 127 * 64
+    for profile_id, exact in (("x86-64-avx2", False), ("raspberry-pi-4", True)):
+        done, values = run_under(profile_id, RUN.format(path=str(path)))
+        assert values is not None, done.stderr
+        assert (values == [right] * 8) == exact, (profile_id, values)
