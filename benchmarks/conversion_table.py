@@ -1,6 +1,6 @@
 """The published table: every model of the corpus on every format and precision, EdgeKit beside the bare tool.
 
-    python benchmarks/conversion_table.py [--only MODEL]… [--side edgekit|bare]… [--write]
+    python benchmarks/conversion_table.py [--only MODEL]… [--side edgekit|bare]… [--keep] [--write]
 
 `make conversion-table` runs all of it (hours) and writes docs/conversion-table.md. What was measured is kept in
 .cache/conversion-table and measured again only when the code that it rests on has changed, so that a run that was
@@ -133,11 +133,14 @@ def convert(
     if recipes is not None:
         words += ["--recipe", str(kept_recipes(recipes, [f"{format_}-{p}" for p in precisions]))]
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "edgekit", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=False,
-        env={**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache")},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgekit", *words],
+            cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=False,
+            env={**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache")},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"rows": {}, "said": f"not done within {LONGEST_S} s", "code": 3, "seconds": float(LONGEST_S)}
     report = out.with_name(out.name + ".report") / "report.json"
     rows = json.loads(report.read_text("utf-8"))["artifacts"] if report.exists() else []
     lines = done.stderr.strip().splitlines()
@@ -240,13 +243,15 @@ def state_of(side: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
-def cells_of(side: str, model: Model, format_: str, *, measure: bool) -> tuple[dict[str, Cell], bool]:
+def cells_of(
+    side: str, model: Model, format_: str, *, measure: bool, keep: bool = False
+) -> tuple[dict[str, Cell], bool]:
     """Return one model's cells in one format, kept or measured now, and whether they are of the code as it is."""
     kept = CACHE / side / f"{model.id}-{format_}.json"
     state = state_of(side)
     if kept.exists():
         data = json.loads(kept.read_text("utf-8"))
-        if data["state"] == state or not measure:
+        if data["state"] == state or keep or not measure:
             return data["cells"], data["state"] == state
     if not measure:
         return {}, False
@@ -264,8 +269,8 @@ def expectations() -> dict[tuple[str, str, str], tuple[str, str]]:
     return {(e["model"], e["format"], e["precision"]): (e["expected"], e["cause"]) for e in entries}
 
 
-def rows_of(chosen: Iterable[Model], sides: Sequence[str]) -> list[Cell]:
-    """Return one row for each model, format and precision that is expected."""
+def rows_of(chosen: Iterable[Model], sides: Sequence[str], *, keep: bool = False) -> list[Cell]:
+    """Return one row for each model, format and precision that is expected; measure for the sides named."""
     expected, rows = expectations(), []
     for model in chosen:
         for format_ in FORMATS:
@@ -274,7 +279,7 @@ def rows_of(chosen: Iterable[Model], sides: Sequence[str]) -> list[Cell]:
             both = {}
             fresh = True
             for side in SIDES:
-                both[side], current = cells_of(side, model, format_, measure=side in sides)
+                both[side], current = cells_of(side, model, format_, measure=side in sides, keep=keep)
                 fresh &= current
             for precision in PRECISIONS[format_]:
                 if (model.id, format_, precision) in expected:
@@ -382,6 +387,9 @@ def main() -> None:
     parser.add_argument(
         "--side", action="append", choices=SIDES, help="measure this side only; may be repeated"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep what earlier code has measured; the page counts it"
+    )
     parser.add_argument("--write", action="store_true", help="write docs/conversion-table.md")
     given = parser.parse_args()
     everything = models()
@@ -389,7 +397,7 @@ def main() -> None:
     unknown = set(given.only or ()) - {m.id for m in everything}
     if unknown:
         sys.exit(f"no model {min(unknown)!r}; there are {', '.join(m.id for m in everything)}")
-    rows_of(chosen, given.side or list(SIDES))
+    rows_of(chosen, given.side or list(SIDES), keep=given.keep)
     rows = rows_of(everything, ())
     if given.write:
         PAGE.write_text(page(rows), encoding="utf-8")
