@@ -31,6 +31,7 @@ from edgekit.devices import DeviceProfile, load_profile, profile_ids
 from edgekit.errors import MachineError, UnavailableError, UsageError
 from edgekit.process import Interpreter
 from edgekit.state import cache_folder
+from edgekit.wheels import DeviceSystem, install, requirements
 
 __all__ = ["Contents", "Emulator", "create", "delete", "emulator_folder", "emulator_of", "is_ready"]
 
@@ -38,12 +39,10 @@ __all__ = ["Contents", "Emulator", "create", "delete", "emulator_folder", "emula
 _FORM = 1
 #: Debian's releases: QEMU 7.2 of bookworm crashes ONNX Runtime and LiteRT at import, 10.0 of trixie does not; the
 #: Python of bookworm is the one of Raspberry Pi OS.
-_QEMU_SUITE, _ROOT_SUITE, _PYTHON = "trixie", "bookworm", "3.11"
+_QEMU_SUITE, _ROOT_SUITE, _ROOT_GLIBC, _PYTHON = "trixie", "bookworm", "2.36", "3.11"
 _ROOT_PACKAGES = ("python3", "libstdc++6", "ca-certificates")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _EXTRAS = ("tflite", "onnx", "daemon", "agent", "image", "text")
-#: C libraries whose wheels bookworm's, 2.36, can load.
-_GLIBC_MINORS = (36, 35, 34, 31, 28, 27, 24, 17)
 _BINARIES = {"aarch64": "qemu-aarch64", "x86-64": "qemu-x86_64"}
 _DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -223,10 +222,6 @@ def _check_tools() -> None:
             f"{_KEYRING} is missing, by which Debian's packages are checked",
             hint="Install it: apt-get install debian-archive-keyring.",
         )
-    if _run([sys.executable, "-m", "pip", "--version"], "pip").returncode:
-        raise UnavailableError(
-            "this Python has no pip, which fetches the wheels", hint="Make it: python -m ensurepip."
-        )
 
 
 def _own_mirror(folder: Path) -> str:
@@ -319,51 +314,9 @@ class _Apt:
 
 
 def _install_wheels(out: Path) -> None:
-    """Install what a device needs for arm64."""
-    tags = [f"manylinux_2_{minor}_aarch64" for minor in _GLIBC_MINORS] + ["manylinux2014_aarch64"]
-    words = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--quiet",
-        "install",
-        "--no-warn-conflicts",
-    ]
-    words += [
-        "--target",
-        str(out),
-        "--only-binary=:all:",
-        "--implementation",
-        "cp",
-        "--python-version",
-        _PYTHON,
-    ]
-    words += ["--abi", f"cp{_PYTHON.replace('.', '')}", "--abi", "abi3", "--abi", "none"]
-    words += [word for tag in tags for word in ("--platform", tag)]
-    _need([*words, *_requirements()], "fetching the wheels for aarch64")
-
-
-def _requirements() -> list[str]:
-    """Return what the device extras need, each at the version that this machine has, where it has one."""
-    found = []
-    for line in metadata.requires("edgekit-deploy") or []:
-        requirement, _, marker = line.partition(";")
-        extra = re.fullmatch(r"\s*extra == [\"'](\w+)[\"']\s*", marker)
-        if marker and (extra is None or extra[1] not in _EXTRAS):
-            continue
-        name = re.match(r"[\w.-]+", requirement)
-        assert name is not None
-        here = _version_here(name[0])
-        found.append(f"{name[0]}=={here}" if here else requirement.strip())
-    return found
-
-
-def _version_here(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
+    """Install what a device needs for arm64, each at the version that this machine has, where it has one."""
+    system = DeviceSystem("aarch64", _ROOT_GLIBC, _PYTHON)
+    install(system, requirements(_EXTRAS, as_here=True), out)
 
 
 def _versions(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from edgekit.process import python_command
+from edgekit.process import Interpreter, python_command
 from tests.runtimes.cases import golden
 
 #: How long anything may take before a test gives up; nothing is measured by it.
@@ -28,19 +28,23 @@ class Child:
     Args:
         log: The file.
         words: The command line behind `edgekit`.
+        interpreter: Another Python to run it; None for this one.
         variables: Added to the environment.
     """
 
-    def __init__(self, log: Path, *words: object, **variables: str) -> None:
+    def __init__(
+        self, log: Path, *words: object, interpreter: Interpreter | None = None, **variables: str
+    ) -> None:
         self.log = log
         self.began_unix_s = time.time()
+        arguments = ["-m", "edgekit", *map(str, words)]
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
-                python_command("-m", "edgekit", *map(str, words)),
+                [*interpreter.words, *arguments] if interpreter else python_command(*arguments),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **variables},
+                env={**os.environ, **(interpreter.environment if interpreter else {}), **variables},
             )
 
     @property

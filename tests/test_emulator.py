@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,11 @@ from edgekit.cli import COMMANDS
 from edgekit.devices import load_profile
 from edgekit.emulator import create, emulator_folder, emulator_of, is_ready
 from edgekit.errors import MachineError, UnavailableError, UsageError
+from edgekit.verify import prove_emulated
+from edgekit.wheels import DeviceSystem, download
 from tests.conversions import converted_twice, data_options, run_main
-from tests.corpus import corpus_folder, made_once, reference_cnn
+from tests.corpus import reference_cnn
+from tests.emulation import prepared
 
 pytestmark = pytest.mark.convert
 
@@ -29,15 +35,8 @@ PI = load_profile("raspberry-pi-4")
 
 @pytest.fixture(scope="module", name="prepared")
 def _prepared() -> Iterator[Path]:
-    """Give the environment, prepared once per checkout as a user does it."""
-    home = corpus_folder() / "emulator"
-    with pytest.MonkeyPatch.context() as patch:
-        with made_once(home) as unfinished:
-            if unfinished is not None:
-                patch.setenv("XDG_CACHE_HOME", str(unfinished))
-                create()
-        patch.setenv("XDG_CACHE_HOME", str(home))
-        yield emulator_folder()
+    with prepared() as folder:
+        yield folder
 
 
 # Preparing
@@ -116,7 +115,9 @@ def test_without_a_mirror_one_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tool", ["apt-get", "dpkg"])
 def test_another_system_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(emulation.shutil, "which", lambda name: None if name == tool else f"/usr/bin/{name}")
+    monkeypatch.setattr(
+        "edgekit.emulator.shutil.which", lambda name: None if name == tool else f"/usr/bin/{name}"
+    )
     with pytest.raises(UnavailableError, match=f"{tool} is not here.*Debian or Ubuntu"):
         create()
 
@@ -267,3 +268,70 @@ def test_products_that_saturate_without_vnni_show_only_there(prepared: Path, tmp
         done, values = run_under(profile_id, RUN.format(path=str(path)))
         assert values is not None, done.stderr
         assert (values == [right] * 8) == exact, (profile_id, values)
+
+
+#: `sdot v0.4s, v1.16b, v2.16b`, which came with Armv8.2's dot product, then `ret`.
+SDOT = "import ctypes, mmap; m = mmap.mmap(-1, 4096, prot=7); m.write(bytes.fromhex('2094824ec0035fd6')); "
+SDOT += "ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()"
+
+
+def test_an_instruction_that_the_cpu_lacks_shows_only_there(prepared: Path, tmp_path: Path) -> None:
+    """A wheel built for another core imports on the build host's kind and dies on the device."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text(SDOT + "\n__version__ = '1.31.1'\n")
+    probe = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import onnxruntime; print('loaded')"
+    newer = emulator_of(load_profile("raspberry-pi-5")).run("-c", probe)
+    assert newer.stdout.strip() == "loaded", newer.stderr
+    older = emulator_of(PI).run("-c", probe)
+    assert older.returncode == -signal.SIGILL
+    emulator = emulator_of(PI)
+    paths = os.pathsep.join([str(tmp_path), emulator.interpreter.environment["PYTHONPATH"]])
+    interpreter = replace(
+        emulator.interpreter, environment={**emulator.interpreter.environment, "PYTHONPATH": paths}
+    )
+    proof = replace(emulator, interpreter=interpreter)
+    with pytest.raises((MachineError, UnavailableError), match="under qemu"):
+        prove_emulated(converted_twice("raspberry-pi-4")[0], proof, runtime="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("system", "wanted"),
+    [
+        (DeviceSystem("aarch64", "2.31"), "openvino==2026.4.1"),  # JetPack 5: its wheel wants glibc 2.35
+        (DeviceSystem("armv7l", "2.36"), "onnxruntime==1.31.1"),  # a 32-bit Raspberry Pi OS: there is none
+        (DeviceSystem("aarch64", "2.36", "3.8"), "onnxruntime==1.31.1"),  # JetPack 5's own Python
+    ],
+    ids=["too old a glibc", "no wheel for the platform", "too old a Python"],
+)
+def test_a_wheel_that_the_device_cannot_load_is_told(
+    tmp_path: Path, system: DeviceSystem, wanted: str
+) -> None:
+    with pytest.raises(UnavailableError, match=f"there is no wheel of {wanted} for {system}"):
+        download(system, [wanted], tmp_path)
+    assert download(DeviceSystem("aarch64", "2.36"), [wanted], tmp_path)
+
+
+def test_the_tags_are_those_of_pep_600() -> None:
+    tags = DeviceSystem("aarch64", "2.28").tags()
+    assert tags[0] == "manylinux_2_28_aarch64"
+    assert tags[-2:] == ["manylinux_2_17_aarch64", "manylinux2014_aarch64"]
+    assert "manylinux_2_31_aarch64" not in tags
+    assert DeviceSystem("x86_64", "2.31").tags()[-1] == "manylinux1_x86_64"
+
+
+def test_an_opset_newer_than_the_targets_runtime_is_caught_before_any_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs here, by this machine's newer ONNX Runtime; the target's reads opset 13."""
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Gelu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "new", [value("x", 1, [1, 4])], [value("y", 1, [1, 4])])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, tmp_path / "new.onnx")
+    words = ["convert", tmp_path / "new.onnx", "-t", "jetson-nano", "--format", "onnx", "--precision", "fp32"]
+    said = run_main([*words, "-o", tmp_path / "out"], capsys)
+    if said.code == 0:  # lowered: then the artifact itself must be what the target reads
+        made = onnx.load(next((tmp_path / "out" / "artifacts" / "onnx-fp32").glob("*.onnx")))
+        assert made.opset_import[0].version <= 13
+    else:
+        assert "opset" in said.line

@@ -1,0 +1,118 @@
+"""Wheels for another machine: what a device's extras need, found and unpacked here for its architecture and C library."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from edgekit.errors import MachineError, UnavailableError
+
+__all__ = ["DeviceSystem", "download", "install", "requirements"]
+
+#: The oldest C library that manylinux names, and the names before those by number.
+_OLDEST_GLIBC = {"aarch64": 17, "x86_64": 5, "armv7l": 17}
+_OLD_NAMES = {
+    "aarch64": ("manylinux2014",),
+    "armv7l": ("manylinux2014",),
+    "x86_64": ("manylinux2014", "manylinux2010", "manylinux1"),
+}
+
+
+@dataclass(frozen=True)
+class DeviceSystem:
+    """What a wheel must fit.
+
+    Attributes:
+        machine: As `uname -m` says: `aarch64`, `x86_64`, `armv7l`.
+        glibc: Version of the C library, such as `2.36`.
+        python: Such as `3.11`.
+    """
+
+    machine: str
+    glibc: str
+    python: str = "3.11"
+
+    def tags(self) -> list[str]:
+        """Return the platform tags that pip may choose from (PEP 600), newest first."""
+        minor = int(self.glibc.partition(".")[2])
+        oldest = _OLDEST_GLIBC.get(self.machine, 17)
+        tags = [f"manylinux_2_{each}_{self.machine}" for each in range(minor, oldest - 1, -1)]
+        return [*tags, *(f"{name}_{self.machine}" for name in _OLD_NAMES.get(self.machine, ()))]
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        return f"{self.machine} with glibc {self.glibc} and Python {self.python}"
+
+
+def requirements(extras: Sequence[str], *, as_here: bool = False) -> list[str]:
+    """Return what EdgeKit needs with some extras, as pip takes it.
+
+    Args:
+        extras: Of `edgekit-deploy`.
+        as_here: Ask for the versions that this machine has, of what it has.
+    """
+    found = []
+    for line in metadata.requires("edgekit-deploy") or []:
+        requirement, _, marker = line.partition(";")
+        extra = re.fullmatch(r"\s*extra == [\"']([\w-]+)[\"']\s*", marker)
+        if marker and (extra is None or extra[1] not in extras):
+            continue  # what depends on an older Python is none of a device's, whose Python is 3.11 or newer
+        name = re.match(r"[\w.-]+", requirement)
+        assert name is not None
+        here = _version_here(name[0]) if as_here else ""
+        found.append(f"{name[0]}=={here}" if here else requirement.strip())
+    return found
+
+
+def _version_here(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def install(system: DeviceSystem, wanted: Sequence[str], out: Path) -> None:
+    """Unpack wheels, with all that they need, into a folder as it would be on the device.
+
+    Raises:
+        UnavailableError: A requirement has no wheel for the system, or this Python has no pip.
+        MachineError: The index cannot be reached, or the disk is full.
+    """
+    _pip(system, wanted, "install", "--no-warn-conflicts", "--target", str(out))
+
+
+def download(system: DeviceSystem, wanted: Sequence[str], out: Path) -> list[Path]:
+    """Fetch wheels, with all that they need, into a folder, and return them; raises as `install` does."""
+    _pip(system, wanted, "download", "--dest", str(out))
+    return sorted(out.glob("*.whl"))
+
+
+def _pip(system: DeviceSystem, wanted: Sequence[str], *words: str) -> None:
+    abi = f"cp{system.python.replace('.', '')}"
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *words]
+    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", system.python]
+    command += ["--abi", abi, "--abi", "abi3", "--abi", "none"]
+    command += [word for tag in system.tags() for word in ("--platform", tag)]
+    done = subprocess.run([*command, *wanted], capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return
+    said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+    if "No module named pip" in done.stderr:
+        raise UnavailableError(
+            "this Python has no pip, which fetches the wheels", hint="Make it: python -m ensurepip."
+        )
+    lacking = re.search(r"No matching distribution found for (\S+)", done.stderr)
+    if lacking:
+        raise UnavailableError(
+            f"there is no wheel of {lacking[1].rstrip(';')} for {system}",
+            hint="Another version, a newer system, or a wheel of your own would do.",
+        )
+    reason = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
+    raise MachineError(
+        f"fetching the wheels for {system} failed: {reason[:300]}", hint="Run the command again."
+    )
