@@ -63,7 +63,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     children: list[Child] = []
 
     def start_one(*words: object, **variables: str) -> Child:
-        child = Child(tmp_path / f"child-{len(children)}.log", *words, **variables)
+        child = Child(tmp_path / f"child-{len(children)}.log", *words, interpreter=None, **variables)
         children.append(child)
         return child
 
