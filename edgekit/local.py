@@ -12,12 +12,13 @@ import msgspec
 from edgekit.choose import InstalledRuntime, choose, installed_runtimes
 from edgekit.detect import detect
 from edgekit.devices import load_profile
+from edgekit.engines import compiles, engine_options
 from edgekit.errors import UnavailableError, UsageError
 from edgekit.runtimes import SessionOptions, get_runtime
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
-    from edgekit.manifest import Plan
+    from edgekit.manifest import Option, Plan
     from edgekit.runtimes import Session
 
 __all__ = ["open_here", "open_plan", "session_here"]
@@ -26,9 +27,18 @@ Opened = TypeVar("Opened")
 
 
 def open_plan(bundle: Bundle, plan: Plan) -> Session:
-    """Open the plan's artifact in the plan's runtime, on the plan's first provider and no other."""
-    options = SessionOptions(threads=plan.threads, providers=plan.providers, extra=plan.options)
-    return get_runtime(plan.runtime).load(bundle.model_files(plan.artifact), options)
+    """Open the plan's artifact in the plan's runtime, on the plan's first provider and no other.
+
+    What a provider compiles for it is kept, see `edgekit.engines`.
+    """
+    files, runtime = bundle.model_files(plan.artifact), get_runtime(plan.runtime)
+    kept: dict[str, Option] = {}
+    if compiles(plan.providers):
+        path = bundle.manifest.artifacts[plan.artifact].path
+        digest = bundle.manifest.files[path].sha256
+        kept = engine_options(files, digest, runtime.version(), plan.providers, plan.options)
+    options = SessionOptions(threads=plan.threads, providers=plan.providers, extra={**kept, **plan.options})
+    return runtime.load(files, options)
 
 
 def open_here(
