@@ -298,8 +298,8 @@ class Factory:
     def _run_step(self, step: _Step, origin: Converted, kind: str, stored: str | None) -> dict[str, Result]:
         """Run one converter for all its recipes.
 
-        One that fails leaves its error and the rest go on; after a death of the worker, each unfinished one
-        is tried once more on its own.
+        One that fails, or takes longer than the limit, leaves its error and the rest go on; after another death of
+        the worker, each unfinished one is tried once more on its own.
         """
         results: dict[str, Result] = {}
         waiting = list(step.recipes)
@@ -309,9 +309,10 @@ class Factory:
             try:
                 self._run_recipes(step, batch, origin, kind, stored, results)
             except EdgeKitError as error:
-                if alone or not isinstance(error, WorkerDiedError):
+                died = isinstance(error, WorkerDiedError) and not error.timed_out
+                if alone or not died:
                     results[next(p for p in batch if p not in results)] = error
-                alone = alone or isinstance(error, WorkerDiedError)
+                alone = alone or died
             waiting = [p for p in waiting if p not in results]
         return results
 

@@ -53,7 +53,13 @@ def python_command(*arguments: str) -> list[str]:
 
 
 class WorkerDiedError(ConversionError):
-    """The worker process ended, was killed or was stopped at a limit before it finished its task."""
+    """The worker process ended, was killed or was stopped at a limit before it finished its task.
+
+    Attributes:
+        timed_out: It was stopped at the time limit, which what it was doing would reach again.
+    """
+
+    timed_out = False
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,9 @@ class Worker:
     def _check_limits(self, process: subprocess.Popen[bytes], waited_s: float) -> None:
         limits = self.limits
         if limits.time_s is not None and waited_s > limits.time_s:
-            raise self._death(f"was stopped at the time limit of {limits.time_s:g} s")
+            death = self._death(f"was stopped at the time limit of {limits.time_s:g} s")
+            death.timed_out = True
+            raise death
         if limits.memory_mib is not None:
             used = _resident_mib(process.pid)
             self.peak_mib = max(self.peak_mib, used)

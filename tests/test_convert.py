@@ -640,14 +640,16 @@ def test_killed_for_a_precision_asked_for_by_name_is_exit_3_and_no_bundle(
     assert report_of(out)["artifacts"]["onnx-fp32"]["status"] == "accepted"
 
 
-def test_a_recipe_over_the_time_limit_is_stopped(
-    cnn: ReferenceCnn, out: Path, doubles: dict[str, str]
+def test_a_recipe_over_the_time_limit_is_stopped_once(
+    cnn: ReferenceCnn, out: Path, tmp_path: Path, doubles: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EDGEKIT_TEST_STARTS", str(tmp_path / "starts"))
     doubles["onnx-fp16"] = "tests.doubles:SleepingFp16"
     outcome = convert(request(cnn, out, calibration=None, evaluation=None, limits=WorkerLimits(time_s=8.0)))
     assert statuses(outcome) == {"onnx-fp32": "accepted", "onnx-fp16": "failed", "onnx-int8": "skipped"}
     row = next(row for row in outcome.rows if row.name == "onnx-fp16")
     assert "was stopped at the time limit of 8 s" in row.reasons[0]
+    assert (tmp_path / "starts").read_text() == "x"
 
 
 def test_a_recipe_over_the_memory_limit_is_stopped(

@@ -145,7 +145,7 @@ def test_a_plan_is_opened_with_its_cache_and_its_own_options_win(
     monkeypatch.setattr(local, "get_runtime", lambda _name: Recorder())
     bundle = write_tiny(tmp_path / "bundle", ("onnx-fp32",))
     plan = Plan("jetson", "onnx-fp32", "onnxruntime", TRT, 0, {"trt_timing_cache_enable": False})
-    assert local.open_plan(bundle, plan) == "session"
+    assert str(local.open_plan(bundle, plan)) == "session"
     assert str(seen[0].extra["trt_engine_cache_path"]).startswith(str(tmp_path / "state" / "engines"))
     assert seen[0].extra["trt_timing_cache_enable"] is False
     local.open_plan(bundle, Plan("x86-64", "onnx-fp32", "onnxruntime", TRT[-1:]))
