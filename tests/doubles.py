@@ -148,7 +148,7 @@ class SleepingFp16(OnnxToFp16):
     def convert(
         self, source: SourceModel, recipes: Sequence[Recipe], calibration: Calibration, out: Path
     ) -> Iterator[Converted]:
-        with open(os.environ["EDGEKIT_TEST_STARTS"], "a", encoding="ascii") as file:  # noqa: PTH123  # to append
+        with open(os.environ.get("EDGEKIT_TEST_STARTS", os.devnull), "a", encoding="ascii") as file:  # noqa: PTH123  # to append
             file.write("x")
         time.sleep(600)
         return super().convert(source, recipes, calibration, out)
