@@ -126,7 +126,7 @@ def convert(
     ]
     words += [word for p in precisions for word in ("--precision", p)]
     words += ["--time-limit", str(TIME_LIMIT_S), "--allow-unproven", *model.options]
-    if model.calibration is not None and (model.evaluation is not None or set(precisions) & set(CALIBRATED)):
+    if model.calibration is not None:  # also for parity, whose inputs it shows
         words += ["--calibration", str(model.calibration)]
     if model.evaluation is not None:
         words += ["--eval", str(model.evaluation)]

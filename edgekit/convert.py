@@ -336,7 +336,13 @@ class _Conversion:
         if self.evaluation is None:
             self.notes.append("accuracy not measured: no --eval")
         if self.samples.origin == "synthetic":
-            self.notes.append("no data at all: parity on seeded random inputs in [0, 1)")
+            free = [spec.name for spec in self.source.inputs if -1 in spec.shape[1:]]
+            sizes = (
+                f"; free sizes of {', '.join(free)} are taken as 1: --calibration shows real ones"
+                if free
+                else ""
+            )
+            self.notes.append(f"no data at all: parity on seeded random inputs in [0, 1){sizes}")
 
     def _run_source(self) -> None:
         """Get the source's answers on the parity inputs, the evaluation inputs and the golden inputs."""
