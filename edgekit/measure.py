@@ -29,6 +29,7 @@ _BLOCK_NS = 20_000_000
 _LEAST_WARM_UP_S = 2.0
 _LEAST_RUNS = 5
 _TICK_NS = 250_000_000
+_MOST_TIMES = 5000
 
 Option = str | int | float | bool
 
@@ -90,6 +91,7 @@ class Sample(msgspec.Struct, frozen=True, tag="sample"):
         loaded_mib: Memory after the artifact was opened.
         peak_mib: The most that it ever took.
         stability: Whether to believe it.
+        times_us: Every k-th call's latency in µs, in order, `_MOST_TIMES` at most: what `edgekit compare` draws from.
     """
 
     version: str
@@ -107,6 +109,7 @@ class Sample(msgspec.Struct, frozen=True, tag="sample"):
     loaded_mib: float
     peak_mib: float
     stability: Stability
+    times_us: list[float]
 
 
 Message = Progress | Failure | Sample
@@ -154,7 +157,14 @@ def measure(job: Job, tell: Tell) -> Sample:
         loaded_mib=loaded_mib,
         peak_mib=_status_mib("VmHWM"),
         stability=judge_stability(durations, conditions),
+        times_us=_thinned(durations),
     )
+
+
+def _thinned(durations_ns: np.ndarray) -> list[float]:
+    """Return every k-th latency in µs, as many as `_MOST_TIMES` allows."""
+    step = -(-len(durations_ns) // _MOST_TIMES)
+    return [round(float(each) / 1e3, 2) for each in durations_ns[::step]]
 
 
 def _feed(job: Job) -> dict[str, np.ndarray]:
