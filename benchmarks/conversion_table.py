@@ -43,7 +43,7 @@ FORMATS = ("tflite", "onnx", "openvino")
 PRECISIONS = {
     "tflite": ("fp32", "fp16", "int8-dynamic", "int8", "int16x8"),
     "onnx": ("fp32", "fp16", "int8-dynamic", "int8"),
-    "openvino": ("fp32", "fp16", "int8-dynamic", "int8"),
+    "openvino": ("fp32", "fp16", "int8"),
 }
 CALIBRATED = ("int8", "int16x8")
 #: Seconds for one artifact and for a whole conversion of one format.
@@ -76,18 +76,21 @@ def edgekit_cells(model: Model, format_: str) -> dict[str, Cell]:
     unmade = [p for p in possible if p in CALIBRATED and model.calibration is None]
     cells |= {p: {"verdict": "refused", "reason": "no calibration data fits the model"} for p in unmade}
     wanted = [p for p in possible if p not in unmade]
-    if model.quantized and "--requantize" not in model.options:
-        for other in [p for p in wanted if p != model.quantized]:
-            with tempfile.TemporaryDirectory() as scratch:
-                cells[other] = refusal(
-                    convert(model, format_, [other], Path(scratch) / "out"), f"{format_}-{other}"
-                )
-        wanted = [p for p in PRECISIONS[format_] if p == model.quantized and "fp32" in possible]
+    if not model.quantized or "--requantize" in model.options:
+        return cells | made(model, format_, wanted)
+    own = [p for p in PRECISIONS[format_] if p == model.quantized and "fp32" in possible]
+    # another precision of a quantized source takes the user's word, as the refusal says
+    others = [p for p in wanted if p != model.quantized]
+    return cells | made(model, format_, own) | made(model, format_, others, "--requantize")
+
+
+def made(model: Model, format_: str, wanted: Sequence[str], *options: str) -> dict[str, Cell]:
+    """Return the cells of some precisions that a route leads to."""
     if not wanted:
-        return cells
+        return {}
     with tempfile.TemporaryDirectory() as scratch:
-        first = convert(model, format_, wanted, Path(scratch) / "first")
-        cells |= {p: refusal(first, f"{format_}-{p}") for p in wanted}
+        first = convert(model, format_, wanted, Path(scratch) / "first", options)
+        cells = {p: refusal(first, f"{format_}-{p}") for p in wanted}
         kept = [
             p
             for p in wanted
@@ -97,9 +100,8 @@ def edgekit_cells(model: Model, format_: str) -> dict[str, Cell]:
             bundle = Path(scratch) / "first"
             if not bundle.exists():  # one that was asked for by name was refused: the others once more
                 bundle = Path(scratch) / "second"
-                again = convert(
-                    model, format_, kept, bundle, recipes=Path(scratch) / "first.report" / "recipes.json"
-                )
+                recipes = Path(scratch) / "first.report" / "recipes.json"
+                again = convert(model, format_, kept, bundle, options, recipes=recipes)
                 if not bundle.exists():
                     raise RuntimeError(
                         f"{model.id} {format_}: {kept} were right once and not again: {again['said']}"
@@ -109,7 +111,12 @@ def edgekit_cells(model: Model, format_: str) -> dict[str, Cell]:
 
 
 def convert(
-    model: Model, format_: str, precisions: Sequence[str], out: Path, recipes: Path | None = None
+    model: Model,
+    format_: str,
+    precisions: Sequence[str],
+    out: Path,
+    options: Sequence[str] = (),
+    recipes: Path | None = None,
 ) -> Cell:
     """Run `edgekit convert`; return its rows by artifact, what it said, its exit code and its seconds."""
     words = [
@@ -125,7 +132,7 @@ def convert(
         model.task,
     ]
     words += [word for p in precisions for word in ("--precision", p)]
-    words += ["--time-limit", str(TIME_LIMIT_S), "--allow-unproven", *model.options]
+    words += ["--time-limit", str(TIME_LIMIT_S), "--allow-unproven", *model.options, *options]
     if model.calibration is not None:  # also for parity, whose inputs it shows
         words += ["--calibration", str(model.calibration)]
     if model.evaluation is not None:
@@ -317,7 +324,8 @@ def page(rows: Sequence[Cell]) -> str:
         f"precision: EdgeKit (`edgekit convert --target {TARGET}`, gate and ladder on) beside the bare tool as its own",
         "documentation uses it. *Right* and *wrong* are judged on the answers of source and artifact by one independent",
         "script for both sides (tests/models/judging.py); *refused* is a clear error or the gate's refusal. EdgeKit's time is",
-        "that of the whole conversion of that format, gate and ladder included; p50 is of this machine.",
+        "that of the whole conversion of that format, gate and ladder included; p50 is of this machine. Other precisions of",
+        "a source that is quantized already are made with `--requantize`.",
         "",
         f"Machine: {machine()}. {', '.join(f'{tool} {version(tool)}' for tool in TOOLS)}. {dt.date.today():%Y-%m-%d}.",  # noqa: DTZ011
         "",

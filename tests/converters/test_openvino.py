@@ -183,6 +183,25 @@ def test_weights_alone_are_a_quarter_and_nearly_exact(tmp_path: Path) -> None:
         assert made[0].read_bytes() == made[1].read_bytes()
 
 
+def test_zero_points_hold_weights_that_lie_on_one_side(tmp_path: Path) -> None:
+    """Weights between 1 and 2: around zero, half of the integers stand for values that no weight has."""
+    random = np.random.default_rng(3)
+    weights = {"k": (1.0 + random.random((16, 3, 3, 3))).astype(np.float32)}
+    net = graph([node("Conv", "x k", "y")], {"x": ["n", 3, 16, 16]}, {"y": ["n", 16, 14, 14]}, weights)
+    bench = Bench(net, images, tmp_path)
+    ratios = [
+        snr_db(
+            bench.exact,
+            answers(make(OpenVinoToWeights(), bench.source, tmp_path / name, recipe).path, bench.evaluation),
+        )
+        for name, recipe in (
+            ("plain", Recipe(("x",), "int8-dynamic")),
+            ("zero", Recipe(("x",), "int8-dynamic", options={"zero_points": True})),
+        )
+    ]
+    assert ratios[1] > ratios[0] + 6.0
+
+
 def test_a_net_without_weights_has_none_to_store(tmp_path: Path) -> None:
     net = graph([node("Relu", "x", "y")], {"x": ["n", 3, 16, 16]}, {"y": ["n", 3, 16, 16]}, {})
     bench = Bench(net, images, tmp_path)
