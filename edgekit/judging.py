@@ -124,7 +124,7 @@ class Examination:
             task=self.task,
             steps=self.postprocess,
         )
-        if _in_half(preference, format_, precision):
+        if _in_half(self.profile, preference, format_, precision):
             parity = msgspec.structs.replace(parity, float_peak=self.factory.float_peak(self._single_steps()))
         measured, timed = self._run_as_planned(converted, preference, options)
         gate = judge(
@@ -221,11 +221,16 @@ class Examination:
         return tuple(_rounded(f) for f in compare_ranges(self.calibration.values, self.evaluation.values))
 
 
-def _in_half(preference: RuntimePreference, format_: str, precision: str) -> bool:
-    """Tell whether the target computes this artifact in float16, whatever this host does with it."""
+def _in_half(profile: DeviceProfile, preference: RuntimePreference, format_: str, precision: str) -> bool:
+    """Tell whether the target computes this artifact in float16, whatever this host does with it.
+
+    ONNX Runtime's CPU provider does so only on Arm cores with half-precision arithmetic; elsewhere it casts to float32.
+    """
+    first = preference.providers[:1]
     if format_ == "openvino":
-        return preference.providers[:1] in (("NPU",), ("GPU",))
-    return format_ == "onnx" and precision == "fp16"
+        return first in (("NPU",), ("GPU",))
+    on_plain_cpu = first in ((), ("CPUExecutionProvider",)) and "asimdhp" not in profile.isa
+    return format_ == "onnx" and precision == "fp16" and not on_plain_cpu
 
 
 def _rounded(evidence: Any) -> Any:

@@ -37,13 +37,22 @@ def _model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def converted(model: Path, tmp_path: Path, target: str, most: float, precision: str) -> ConvertOutcome:
+def converted(
+    model: Path, tmp_path: Path, target: str, most: float, precision: str, formats: tuple[str, ...] = ()
+) -> ConvertOutcome:
     data = tmp_path / "data.npz"
     x = np.random.default_rng(0).uniform(0, most, (64, 4)).astype(np.float32)
     x[0, 0] = most
     np.savez(data, x=x, y=x)
     request = ConvertRequest(
-        model, target, tmp_path / "out", precisions=(precision,), evaluation=data, task="regression", jobs=1
+        model,
+        target,
+        tmp_path / "out",
+        precisions=(precision,),
+        formats=formats,
+        evaluation=data,
+        task="regression",
+        jobs=1,
     )
     return convert(request)
 
@@ -70,6 +79,21 @@ def test_what_fits_is_accepted_with_its_peak(
     assert row.gate is not None
     assert row.gate.parity is not None
     assert row.gate.parity.float_peak == peak
+
+
+@pytest.mark.parametrize("target", ["x86-64", "raspberry-pi-4"])
+def test_a_cpu_that_casts_to_float32_does_not_overflow(model: Path, tmp_path: Path, target: str) -> None:
+    data = converted(model, tmp_path, target, 255.0, "fp16", ("onnx",))
+    (row,) = data.rows
+    assert row.status == "accepted"
+    assert row.gate is not None
+    assert row.gate.parity is not None
+    assert row.gate.parity.float_peak is None
+
+
+def test_on_a_core_with_half_precision_arithmetic_it_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="float16 ends at 65504"):
+        converted(model, tmp_path, "raspberry-pi-5", 255.0, "fp16", ("onnx",))
 
 
 def test_without_data_half_precision_is_unproven_and_not_planned(model: Path, tmp_path: Path) -> None:
