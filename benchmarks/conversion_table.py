@@ -90,6 +90,8 @@ def made(model: Model, format_: str, wanted: Sequence[str], *options: str) -> di
         return {}
     with tempfile.TemporaryDirectory() as scratch:
         first = convert(model, format_, wanted, Path(scratch) / "first", options)
+        if "--requantize makes" in first["said"] and "--requantize" not in options:
+            return made(model, format_, wanted, *options, "--requantize")  # as the refusal says
         cells = {p: refusal(first, f"{format_}-{p}") for p in wanted}
         kept = [
             p
