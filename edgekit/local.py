@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from edgekit.runtimes import SessionOptions, get_runtime
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
+    from edgekit.devices import DeviceProfile
     from edgekit.manifest import Option, Plan
     from edgekit.runtimes import Session
 
@@ -51,6 +53,7 @@ def open_here(
     allow_fallback: bool = False,
     allow_unproven: bool = False,
     threads: int | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[Plan, Opened]:
     """Choose for this machine and open what is chosen.
 
@@ -66,6 +69,8 @@ def open_here(
         allow_fallback: Whether a device or runtime given by hand may step down.
         allow_unproven: Whether an artifact whose accuracy is not proven counts as an accepted one.
         threads: Threads of the runtime; None for the profile's number.
+        state_dir: Where a plan may be pinned (`edgekit profile --pick`), which then counts where nothing is asked for
+            by hand; None for the default state folder.
 
     Returns:
         The plan, with each step down among its reasons, and what was opened.
@@ -83,6 +88,14 @@ def open_here(
     profile = load_profile(device) if device else detect().profile()
     installed: Mapping[str, InstalledRuntime] = installed_runtimes()
     reasons: tuple[str, ...] = ()
+    pin = (
+        None if forced or artifact is not None or threads is not None else _pinned(bundle, profile, state_dir)
+    )
+    if pin is not None:
+        try:
+            return pin, opener(bundle, pin)
+        except UnavailableError as error:
+            reasons = (f"the pinned plan does not start any more: {error}",)
     while True:
         plan = choose(
             profile,
@@ -104,6 +117,20 @@ def open_here(
                 raise
             reasons = (*reasons, f"{plan.runtime} on {plan.providers[0]} did not start: {error}")
             installed = _without(installed, plan.runtime, plan.providers[0])
+
+
+def _pinned(bundle: Bundle, profile: DeviceProfile, state_dir: str | os.PathLike[str] | None) -> Plan | None:
+    """Return the plan that was pinned here for this bundle, if its artifact is here."""
+    from edgekit.pins import read_pin
+
+    try:
+        pin = read_pin(bundle.digest, profile.id, state_dir)
+    except UsageError:  # no home folder, so no state
+        return None
+    if pin is None or pin.plan.artifact not in bundle.kept:
+        return None
+    reason = f"pinned here by edgekit profile --pick: {pin.plan.artifact} in {pin.plan.runtime}, p50 {pin.p50_ms:.3f} ms"
+    return msgspec.structs.replace(pin.plan, reasons=(reason,))
 
 
 def _without(

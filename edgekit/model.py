@@ -315,6 +315,7 @@ def load(
         allow_fallback=allow_fallback,
         allow_unproven=allow_unproven,
         threads=threads,
+        state_dir=state_dir,
     )
     model.plan = plan
     if monitor:

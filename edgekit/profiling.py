@@ -24,6 +24,7 @@ from edgekit.devices import DeviceProfile, load_profile
 from edgekit.errors import EdgeKitError, InvalidFileError, MachineError, UnavailableError, UsageError
 from edgekit.manifest import Plan
 from edgekit.measure import Failure, Job, Message, Progress, Sample
+from edgekit.pins import Pin, write_pin
 from edgekit.process import python_command
 from edgekit.runtimes import SessionOptions
 
@@ -35,6 +36,7 @@ __all__ = [
     "candidates",
     "default_threads",
     "identify",
+    "pick",
     "place_of",
     "plan_each",
     "profile_bundle",
@@ -185,6 +187,75 @@ def profile_bundle(
     if len(errors) == len(done):
         raise errors[0]
     return ProfileReport(identity, tuple(done))
+
+
+def pick(
+    bundle: Bundle,
+    *,
+    threads: Sequence[int] = (),
+    seconds: float = 3.0,
+    state_dir: str | None = None,
+    watch: Watcher | None = None,
+) -> tuple[ProfileReport, Plan | None]:
+    """Measure every accepted artifact that can run here, and pin the quickest that answers rightly.
+
+    A candidate must pass the golden set before it is measured. The quickest is the one with the smallest median of
+    one call; a measurement on a machine that was not at rest decides nothing, so nothing is pinned then.
+
+    Args:
+        bundle: The bundle.
+        threads: Thread counts; empty for one, two, four … up to the cores.
+        seconds: Length of each steady phase.
+        state_dir: Where the plan is pinned; None for the default state folder.
+        watch: Told how far it is.
+
+    Returns:
+        What was measured, and the plan that is pinned now; None where the machine was not at rest.
+
+    Raises:
+        UnavailableError: Nothing of the bundle runs here.
+    """
+    here = detect()
+    cores = os.cpu_count() or 1
+    identity = identify(bundle, here, cores)
+    plans = _right_plans(bundle, here.profile())
+    todo = candidates(bundle, plans, threads or default_threads(cores), (1,))
+    done = []
+    for rank, candidate in enumerate(todo):
+        job = _job(bundle, candidate, seconds, identity.governor, allow_fallback=False, progress=bool(watch))
+        done.append(_measure(job, candidate, _share(watch, str(candidate), rank, len(todo))))
+    report = ProfileReport(identity, tuple(done))
+    samples = [
+        (m.sample.latency.percentiles["p50"], m)
+        for m in done
+        if m.sample and "p50" in m.sample.latency.percentiles
+    ]
+    if not samples or any(m.sample is None or m.sample.stability.verdict != "stable" for _, m in samples):
+        return report, None
+    p50_ms, best = min(samples, key=lambda pair: pair[0])
+    write_pin(Pin(1, bundle.digest, here.profile_id, best.candidate.plan, p50_ms, __version__), state_dir)
+    return report, best.candidate.plan
+
+
+def _right_plans(bundle: Bundle, profile: DeviceProfile) -> tuple[Plan, ...]:
+    """Return a plan for each accepted artifact that runs here and passes the golden set."""
+    from edgekit.verify import prove
+
+    plans, problem = [], None
+    for name, artifact in bundle.manifest.artifacts.items():
+        if name not in bundle.kept or artifact.gate.verdict != "accepted":
+            continue
+        try:
+            plan = choose(profile, bundle.manifest, installed_runtimes(), kept={name})
+            if prove(bundle, runtime=plan.runtime, artifact=name).outcome.passed:
+                plans.append(plan)
+        except (UsageError, UnavailableError) as error:
+            problem = problem or error
+    if not plans:
+        raise UnavailableError(
+            f"no accepted artifact of the bundle passes its golden set here: {problem or 'none fits'}"
+        )
+    return tuple(plans)
 
 
 def plan_each(

@@ -36,7 +36,7 @@ class StateFolder(msgspec.Struct, frozen=True):
 
     @property
     def pinned(self) -> Path:
-        """Plans pinned by `edgekit profile --pick`: `<name>.json`."""
+        """Plans pinned by `edgekit profile --pick`: `<digest>.json`."""
         return self.root / "pinned"
 
     def lock(self, owner: str) -> IO[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from edgekit.profiling import Identity, Measurement, ProfileReport
 
@@ -48,6 +48,14 @@ __all__ = ["profile"]
     metavar="S",
     help="Length of each measurement after its warm-up.",
 )
+@click.option(
+    "--pick",
+    "picking",
+    is_flag=True,
+    help="Measure every accepted artifact that runs here, and pin the quickest: serve, run and load then take it.",
+)
+@click.option("--unpin", is_flag=True, help="Forget what --pick has pinned; measure nothing.")
+@click.option("--state-dir", metavar="DIR", help="Where --pick pins; by default the state folder.")
 @click.option("--device", metavar="ID", help="Plan by this profile; by default the detected device's.")
 @click.option("--allow-fallback", is_flag=True, help="What was asked for by hand may step down.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -58,6 +66,9 @@ def profile(
     threads: tuple[int, ...],
     batches: tuple[int, ...],
     seconds: float,
+    picking: bool,
+    unpin: bool,
+    state_dir: str | None,
     device: str | None,
     allow_fallback: bool,
     as_json: bool,
@@ -72,6 +83,20 @@ def profile(
     from edgekit.cli.output import print_json, progress_bar
     from edgekit.profiling import profile_bundle
 
+    given = {
+        "runtime": runtimes,
+        "artifact": artifact,
+        "batch": batches,
+        "device": device,
+        "allow-fallback": allow_fallback,
+    }
+    _check_pick(given, threads, picking=picking, unpin=unpin, state_dir=state_dir)
+    if unpin:
+        _unpin(bundle, state_dir)
+        return
+    if picking:
+        _pick(bundle, threads, seconds, state_dir, as_json=as_json)
+        return
     with progress_bar("measuring", quiet=as_json) as watch:
         report = profile_bundle(
             open_bundle(bundle),
@@ -88,6 +113,62 @@ def profile(
         print_json(report.as_json())
     else:
         _print(report)
+
+
+def _check_pick(
+    given: Mapping[str, object],
+    threads: tuple[int, ...],
+    *,
+    picking: bool,
+    unpin: bool,
+    state_dir: str | None,
+) -> None:
+    """Refuse what would be ignored."""
+    from edgekit.errors import UsageError
+
+    if state_dir is not None and not (picking or unpin):
+        raise UsageError("--state-dir has no meaning here", expected="--pick or --unpin with it")
+    if unpin and (picking or threads):
+        raise UsageError("--unpin measures nothing", hint="Leave the other options out.")
+    other = next((name for name, value in given.items() if value), None)
+    if (picking or unpin) and other:
+        word = "--pick" if picking else "--unpin"
+        raise UsageError(f"--{other} has no meaning with {word}, which looks at all that runs here")
+
+
+def _unpin(path: Path, state_dir: str | None) -> None:
+    from edgekit.bundle import open_bundle
+    from edgekit.pins import remove_pin
+
+    was_there = remove_pin(open_bundle(path).digest, state_dir)
+    click.echo("forgotten: the plan is chosen again" if was_there else "nothing was pinned")
+
+
+def _pick(
+    path: Path, threads: tuple[int, ...], seconds: float, state_dir: str | None, *, as_json: bool
+) -> None:
+    import msgspec
+
+    from edgekit.bundle import open_bundle
+    from edgekit.cli.output import print_json, progress_bar
+    from edgekit.errors import UnavailableError
+    from edgekit.profiling import pick
+
+    with progress_bar("measuring", quiet=as_json) as watch:
+        report, plan = pick(
+            open_bundle(path), threads=threads, seconds=seconds, state_dir=state_dir, watch=watch
+        )
+    if as_json:
+        print_json({**report.as_json(), "pinned": msgspec.to_builtins(plan) if plan else None})
+    else:
+        _print(report)
+    if plan is None:
+        raise UnavailableError(
+            "nothing is pinned: the machine was not at rest",
+            hint="Stop what else runs, or measure longer: --seconds.",
+        )
+    if not as_json:
+        click.echo(f"pinned: {plan.artifact} in {plan.runtime}, {plan.threads} threads; --unpin forgets it")
 
 
 def _print(report: ProfileReport) -> None:
