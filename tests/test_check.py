@@ -55,7 +55,7 @@ FLOAT = {"T": "float"}
         (OpUse("Conv", "float", 11, "If", FLOAT), "onnx", ("supported", "")),
         (OpUse("Conv", "float", 11, "If", FLOAT), "openvino", ("supported", "")),
         (OpUse("Conv", "float", 11, "If", FLOAT, free_rank=True), "openvino", ("unsupported", "conv-in-if")),
-        (OpUse("Conv", "float", 11, types=FLOAT, free_rank=True), "openvino", ("unsupported", "free-rank")),
+        (OpUse("Conv", "float", 11, types=FLOAT, free_rank=True), "openvino", ("unknown", "free-rank")),
         (OpUse("Conv", "float", 11, types=FLOAT, free_rank=True), "onnx", ("supported", "")),
         (OpUse("Unsqueeze", "int64", 13, types={"T": "int64"}), "openvino", ("supported", "")),
         (OpUse("Conv", "double", 11, types={"T": "double"}), "onnx", ("unsupported", "double")),
@@ -418,7 +418,7 @@ def test_a_convolution_behind_branches_of_different_rank_is_refused_by_openvino(
         nodes, weights=[weight, flag], inputs=inputs, outputs=[info("y", TensorProto.FLOAT, None)]
     )
     (conv,) = (op for op in found.ops if op.name == "Conv")
-    assert verdict("onnx", conv, "openvino") == ("unsupported", "free-rank")
+    assert verdict("onnx", conv, "openvino") == ("unknown", "free-rank")
 
 
 def test_a_newer_opset_is_lowered_or_refused(onnx_file: Any) -> None:

@@ -23,7 +23,7 @@ REASONS: Mapping[str, str] = {
     "custom-op": "an operator of somebody's own: no runtime has it",
     "control-flow": "a branch or a loop: what stands inside decides, and only a conversion tells",
     "conv-in-if": "a convolution inside a branch, on what has no fixed number of dimensions: OpenVINO takes none",
-    "free-rank": "a convolution behind a branch, on what has no fixed number of dimensions: OpenVINO takes none",
+    "free-rank": "a convolution on what has no number of dimensions here: OpenVINO takes it only if it finds one out",
     "resource-variable": "the model keeps state in variables, which this format does not have",
     "lookup-table": "a table to look up text or numbers, which this format does not have",
     "opset-too-new": "the operator is newer than the target's runtime reads, and has no older form",
@@ -208,8 +208,12 @@ def _onnx_for_openvino(op: OpUse, surveyed: Surveyed) -> OpVerdict:
     if source.status == "unsupported":
         return source
     if op.free_rank and op.name in _CONVS:
-        where = f"inside {op.inside}" if op.inside else ""
-        return _say(op, "unsupported", "conv-in-if" if op.inside else "free-rank", where)
+        where = f"inside {op.inside}"
+        return _say(op, "unsupported", "conv-in-if", where) if op.inside else _say(op, "unknown", "free-rank")
+    if op.computed and op.name.startswith(
+        "Reduce"
+    ):  # without kept axes, the answer has no number of dimensions
+        return _say(op, "unknown", "computed-inputs")
     if op.name in _FLOW:
         return _say(op, "unknown", "control-flow")
     verdict = _tried(op, table("openvino"))
