@@ -135,8 +135,9 @@ def convert(
     ]
     words += [word for p in precisions for word in ("--precision", p)]
     words += ["--time-limit", str(TIME_LIMIT_S), "--allow-unproven", *model.options, *options]
-    if model.calibration is not None:  # also for parity, whose inputs it shows
-        words += ["--calibration", str(model.calibration)]
+    shown = model.calibration or (model.steps if model.kind == "onnx" else None)
+    if shown is not None:  # also for parity, whose inputs it shows
+        words += ["--calibration", str(shown)]
     if model.evaluation is not None:
         words += ["--eval", str(model.evaluation)]
     if recipes is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -42,19 +43,29 @@ class ArrayFileError(Exception):
     """The file is not a well-formed array file; the callers say whose fault that is."""
 
 
+@contextmanager
+def _damage_told(what: str) -> Iterator[None]:
+    """Raise `ArrayFileError` for what zipfile raises; a place in the file that cannot be is damage too."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ArrayFileError(f"{what} ({error})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ArrayFileError(f"{what} ({error})") from error
+
+
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the arrays of an `.npz` by name.
 
     Raises:
         ArrayFileError: It is no zip, an array is pickled, or a header claims more than its member holds.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            _check_members(members, Path(path).stat().st_size)
-            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
-    except _DAMAGE as error:
-        raise ArrayFileError(f"it is not an .npz, or it is damaged ({error})") from error
+    with _damage_told("it is not an .npz, or it is damaged"), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _check_members(members, Path(path).stat().st_size)
+        return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
 
 
 @dataclass(frozen=True)
@@ -125,11 +136,12 @@ class StoredArray:
             with self.path.open("rb") as stream:
                 yield stream, os.fstat(stream.fileno()).st_size
             return
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-                yield stream, self.member.file_size
-        except _DAMAGE as error:
-            raise ArrayFileError(f"it is damaged ({error})") from error
+        with (
+            _damage_told("it is damaged"),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self.member) as stream,
+        ):
+            yield stream, self.member.file_size
 
 
 def _enter_stored(stream: IO[bytes], member: zipfile.ZipInfo) -> None:
@@ -151,18 +163,15 @@ def open_arrays(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
             size = os.fstat(stream.fileno()).st_size
             return {source.name: _open_array(stream, size, source.name, source, None)}
     found = {}
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = archive.infolist()
-            _check_members(members, source.stat().st_size)
-            for member in members:
-                if not member.filename.endswith(".npy"):
-                    raise ArrayFileError(f"{member.filename} is not an array")
-                name = member.filename.removesuffix(".npy")
-                with archive.open(member) as stream:
-                    found[name] = _open_array(stream, member.file_size, name, source, member)
-    except _DAMAGE as error:
-        raise ArrayFileError(f"it is not an .npz, or it is damaged ({error})") from error
+    with _damage_told("it is not an .npz, or it is damaged"), zipfile.ZipFile(source) as archive:
+        members = archive.infolist()
+        _check_members(members, source.stat().st_size)
+        for member in members:
+            if not member.filename.endswith(".npy"):
+                raise ArrayFileError(f"{member.filename} is not an array")
+            name = member.filename.removesuffix(".npy")
+            with archive.open(member) as stream:
+                found[name] = _open_array(stream, member.file_size, name, source, member)
     return found
 
 

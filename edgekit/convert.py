@@ -44,6 +44,7 @@ from edgekit.routes import converters, start_of
 from edgekit.samples import gather_samples
 from edgekit.sequences import check_state, driven_inputs, with_states
 from edgekit.sources import SourceOptions, check_options, hash_source, identify
+from edgekit.tensors import takes_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -290,7 +291,7 @@ class _Conversion:
             source=self.source,
             calibration=self.stored,
             calibrated=calibrated,
-            few=self.factory.store_calibration(few),
+            few=self.factory.store_calibration(few, whole=takes_whole(self.source.inputs)),
             fixed={  # as they were given, on the data that is given now
                 name: structs.replace(recipe, calibration_samples=calibrated if recipe.calibration else 0)
                 for name, recipe in self.request.recipes.items()
@@ -307,7 +308,9 @@ class _Conversion:
         if not state:
             return stream.folder
         inputs = self.calibration.inputs
-        return self.factory.store_calibration(with_states(inputs, self._answers(inputs), state))
+        return self.factory.store_calibration(
+            with_states(inputs, self._answers(inputs), state), whole=takes_whole(self.source.inputs)
+        )
 
     def _answers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the source's outputs, in its own framework."""
@@ -380,6 +383,8 @@ class _Conversion:
             postprocess=self.request.postprocess,
             state=self.request.state,
             timed=self.emulator is None,
+            # LiteRT computes a quantized file in integers; the others are read with their weights as they are
+            source_precision=self.source.quantized if self.kind == "tflite" else "",
         )
 
     def _infer_task(self) -> str:

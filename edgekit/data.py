@@ -21,7 +21,7 @@ from edgekit.sketch import ValueSketch
 from edgekit.streams import Entry, SampleFolder, SampleWriter
 from edgekit.tables import SUFFIXES as TABLES
 from edgekit.tables import Cell, Rows, TableFile, number, open_table
-from edgekit.tensors import TensorSpec, describe
+from edgekit.tensors import TensorSpec, describe, sample_specs, takes_whole
 
 __all__ = ["LABELS", "Dataset", "class_labels", "has_columns", "read_data", "read_preprocess"]
 
@@ -68,7 +68,7 @@ class Dataset:
         """Return some samples, arrays [len(rows), …] by input name."""
         if self.stream is None:
             return {name: array[rows] for name, array in self.inputs.items()}
-        return _collect([self.stream[int(row)] for row in rows])
+        return _collect([self.stream.rows(int(row), int(row) + 1) for row in rows])
 
 
 class _Streamed(Mapping[str, np.ndarray]):
@@ -125,6 +125,7 @@ class _Request:
     class_names: tuple[str, ...]
     every_row: bool
     keep_labels: bool
+    whole: bool
 
     @property
     def where(self) -> str:
@@ -172,7 +173,7 @@ def read_data(
         raise UsageError(f"{what} {source} is neither a file nor a folder", expected=_KINDS)
     request = _Request(
         source,
-        tuple(inputs),
+        sample_specs(inputs),
         Preprocessor(preprocess, inputs),
         label_column,
         need_labels,
@@ -180,6 +181,7 @@ def read_data(
         tuple(class_names),
         every_row,
         keep_labels=need_labels or scratch is None,
+        whole=takes_whole(inputs),
     )
     try:
         return _gather(request, _open(request), ValueSketch(seed), scratch)
@@ -260,6 +262,7 @@ class _Disk:
         self._writer, self._raw = SampleWriter(scratch), raw
         self._dtypes: dict[str, str] = {}
         self._wanted = {spec.name: spec.dtype for spec in request.inputs}
+        self._takes_whole = request.whole
 
     def add(self, block: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray]) -> None:
         written = {}
@@ -277,7 +280,9 @@ class _Disk:
 
     def close(self) -> SampleFolder:
         pictures = {name: picture.definition for name, picture in self._raw.pictures.items()}
-        return self._writer.close(in_place=self._raw.in_place, dtypes=self._dtypes, pictures=pictures)
+        return self._writer.close(
+            in_place=self._raw.in_place, dtypes=self._dtypes, pictures=pictures, whole=self._takes_whole
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {}

@@ -245,9 +245,14 @@ class Factory:
         """Return a path in the scratch folder where nothing is yet."""
         return self._path(name)
 
-    def store_calibration(self, arrays: Mapping[str, np.ndarray]) -> Path:
-        """Write calibration data, arrays [N, …] by canonical name, for the converters to read by the sample."""
-        return store_samples(self._path("calibration"), arrays)
+    def store_calibration(self, arrays: Mapping[str, np.ndarray], *, whole: bool = False) -> Path:
+        """Write calibration data, arrays [N, …] by canonical name, for the converters to read by the sample.
+
+        Args:
+            arrays: The data.
+            whole: A call takes one sample as a whole (`edgekit.tensors.takes_whole`).
+        """
+        return store_samples(self._path("calibration"), arrays, whole=whole)
 
     def measure_layers(
         self, kind: str, model: Path, source: Described, recipe: Recipe, made: Converted, samples: Path

@@ -16,7 +16,7 @@ from edgekit.manifest import GoldenTolerance
 from edgekit.metrics import both_classes, predicted_classes, scored_output
 from edgekit.parity import OutputPart, output_parts
 from edgekit.sequences import STEPS, run_sequence
-from edgekit.tensors import sample_shape
+from edgekit.tensors import join_samples, one_sample, sample_shape, takes_whole
 
 if TYPE_CHECKING:
     from edgekit.runtimes.base import Session
@@ -361,11 +361,17 @@ def run_samples(
         rows.append(_run_one(session, inputs, index))
         if progress:
             progress("running", index + 1, n)
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return join_samples(session.inputs, rows)
 
 
 def _run_one(session: Session, inputs: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
     feed, batch = {}, 1
+    if takes_whole(session.inputs):
+        given = {
+            name: array for name, array in inputs.items() if name in {spec.name for spec in session.inputs}
+        }
+        answer = session.run(one_sample(session.inputs, given, index))
+        return {name: np.array(array) for name, array in answer.items()}
     for spec in session.inputs:
         array = inputs.get(spec.name)
         if array is None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Examination", "Judged"]
 
 _TIMED_RUNS = 200
+#: Precisions whose limits are narrower than those of eight bits.
+_FINER = ("fp32", "fp16", "int16x8")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Examination:
         postprocess: The bundle's steps: metrics look at what they make of the outputs.
         state: Input name to the output that it takes from the step before.
         timed: Whether the time of a run says something: not where it is emulated.
+        source_precision: The precision that the source itself computes in where that is a quantized one: no artifact of
+            another can be nearer to it than its own rounding.
     """
 
     factory: Factory
@@ -93,6 +97,7 @@ class Examination:
     postprocess: tuple[dict[str, Any], ...] = ()
     state: Mapping[str, str] = field(default_factory=dict)
     timed: bool = True
+    source_precision: str = ""
 
     def judge(self, converted: Converted, format_: str, precision: str, *, calibrated: bool) -> Judged:
         """Run an artifact and let the gate decide: parity exactly, the metric as the target's plan runs it.
@@ -127,8 +132,9 @@ class Examination:
         if _in_half(self.profile, preference, format_, precision):
             parity = msgspec.structs.replace(parity, float_peak=self.factory.float_peak(self._single_steps()))
         measured, timed = self._run_as_planned(converted, preference, options)
+        finer = self.source_precision and precision in _FINER
         gate = judge(
-            precision,
+            self.source_precision if finer else precision,
             self.policy,
             load_limits(),
             parity=_rounded(parity),

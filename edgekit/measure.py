@@ -18,7 +18,7 @@ import numpy as np
 
 from edgekit.errors import EdgeKitError
 from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
-from edgekit.tensors import sample_shape
+from edgekit.tensors import one_sample, sample_shape, takes_whole
 from edgekit.timing import Conditions, Latency, Stability, is_settled, judge_stability, summarise
 
 __all__ = ["Failure", "Job", "Message", "Progress", "Sample", "measure"]
@@ -173,6 +173,8 @@ def _feed(job: Job) -> dict[str, np.ndarray]:
 
     assert job.files.golden is not None
     inputs = read_golden(job.files.golden, job.origin).inputs
+    if takes_whole(job.files.inputs):
+        return one_sample(job.files.inputs, inputs, 0)
     state = {  # the golden set holds no state: a sequence starts from zeros
         spec.name: np.zeros(sample_shape(spec, job.batch), spec.dtype)
         for spec in job.files.inputs

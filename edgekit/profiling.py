@@ -27,6 +27,7 @@ from edgekit.measure import Failure, Job, Message, Progress, Sample
 from edgekit.pins import Pin, write_pin
 from edgekit.process import python_command
 from edgekit.runtimes import SessionOptions
+from edgekit.tensors import takes_whole
 
 __all__ = [
     "Candidate",
@@ -332,7 +333,14 @@ def candidates(
 
 
 def _check_batch(bundle: Bundle, artifact: str, batch: int) -> None:
-    for spec in bundle.manifest.artifacts[artifact].inputs:
+    inputs = bundle.manifest.artifacts[artifact].inputs
+    if takes_whole(inputs):
+        if batch != 1:
+            raise UsageError(
+                f"{artifact} takes one sample in a call", got=f"--batch {batch}", expected="--batch 1"
+            )
+        return
+    for spec in inputs:
         if spec.shape[0] not in (-1, batch):
             raise UsageError(
                 f"{artifact} takes one batch size only, by its input {spec.name!r}",

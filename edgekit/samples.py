@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit.golden import GoldenSet, choose_golden
 from edgekit.sequences import STEPS
-from edgekit.tensors import TensorSpec, sample_shape
+from edgekit.tensors import TensorSpec, sample_shape, sample_specs
 
 if TYPE_CHECKING:
     from edgekit.data import Dataset
@@ -116,7 +116,7 @@ def gather_samples(
     `state`, `specs` are the inputs that it does not hold, and the rows are the first ones in their order: steps
     of sequences.
     """
-    data = evaluation or calibration
+    data, specs = evaluation or calibration, sample_specs(specs)
     fed_back = dict(state or {})
     if data is None:
         count = 2 * max(limits.parity_samples, STEPS)

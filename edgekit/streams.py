@@ -77,10 +77,11 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _Index(msgspec.Struct, frozen=True):
-    """What a folder holds, and a hash of all its values and of how they are read."""
+    """What a folder holds, a hash of all its values and of how they are read, and whether a call takes a sample whole."""
 
     entries: list[Entry]
     digest: str
+    whole: bool = False
 
 
 class SampleFolder:
@@ -97,7 +98,7 @@ class SampleFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = msgspec.json.decode((folder / _INDEX).read_bytes(), type=_Index)
-        self._entries, self.digest = index.entries, index.digest
+        self._entries, self.digest, self._whole = index.entries, index.digest, index.whole
         self._readers = {entry.name: _reader(entry) for entry in self._entries}
 
     @property
@@ -110,10 +111,13 @@ class SampleFolder:
         return self._entries[0].shape[0]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Return one sample, arrays [1, …] by canonical input name."""
+        """Return one sample, arrays [1, …] by canonical input name; without that axis where the model has none."""
+        import numpy as np
+
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.rows(index, index + 1)
+        found = self.rows(index, index + 1)
+        return {name: np.asarray(array[0]) for name, array in found.items()} if self._whole else found
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield every sample in order."""
@@ -207,6 +211,7 @@ class SampleWriter:
         in_place: Mapping[str, Entry] | None = None,
         dtypes: Mapping[str, str] | None = None,
         pictures: Mapping[str, tuple[TensorSpec, dict[str, Any]]] | None = None,
+        whole: bool = False,
     ) -> SampleFolder:
         """Finish and return what was written.
 
@@ -214,6 +219,7 @@ class SampleWriter:
             in_place: Inputs whose samples stay in the user's own file.
             dtypes: By input name, what stored values become when they are read.
             pictures: By input name, how stored pixels become the input.
+            whole: A call takes one sample as a whole (`edgekit.tensors.takes_whole`).
         """
         self._files.close()
         for name, dtype in (dtypes or {}).items():
@@ -225,14 +231,14 @@ class SampleWriter:
         for entry in sorted(entries, key=lambda e: e.name):
             unplaced = msgspec.structs.replace(entry, file="", offset=0)
             digest.update(msgspec.json.encode(unplaced, order="sorted") + self._hashes[entry.name].digest())
-        index = _Index(entries, digest.hexdigest())
+        index = _Index(entries, digest.hexdigest(), whole)
         (self._folder / _INDEX).write_bytes(msgspec.json.encode(index))
         return SampleFolder(self._folder)
 
 
-def store_samples(folder: Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    """Write arrays [N, …] by canonical name into a new folder, a block at a time, for `SampleFolder` to read."""
+def store_samples(folder: Path, arrays: Mapping[str, np.ndarray], *, whole: bool = False) -> Path:
+    """Write arrays [N, …] by canonical name into a new folder, for `SampleFolder` to read; `whole` as in `close`."""
     writer = SampleWriter(folder)
     writer.add(arrays)
-    writer.close()
+    writer.close(whole=whole)
     return folder

@@ -12,7 +12,17 @@ from edgekit.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DTYPES", "TensorSpec", "check_feed", "describe", "sample_shape"]
+__all__ = [
+    "DTYPES",
+    "TensorSpec",
+    "check_feed",
+    "describe",
+    "join_samples",
+    "one_sample",
+    "sample_shape",
+    "sample_specs",
+    "takes_whole",
+]
 
 #: The dtypes that EdgeKit knows, by numpy's names; `bytes` is a variable-length string (numpy `object`).
 DTYPES = (
@@ -51,6 +61,44 @@ def describe(specs: Iterable[TensorSpec]) -> str:
 def sample_shape(spec: TensorSpec, batch: int = 1) -> tuple[int, ...]:
     """Return a concrete shape for `spec`: `batch` for a free first axis, 1 for every other free axis."""
     return tuple((batch if axis == 0 else 1) if size == -1 else size for axis, size in enumerate(spec.shape))
+
+
+def takes_whole(specs: Sequence[TensorSpec]) -> bool:
+    """Tell whether a call takes one sample as a whole, for want of an axis for samples.
+
+    That is so where an input is a single number, or begins with another axis than the samples': the state [2, 1, 128]
+    of a recurrent network. A batch that is fixed for all inputs alike is a batch.
+    """
+    firsts = {spec.shape[:1] for spec in specs}
+    return not firsts <= {(-1,), (1,)} and len(firsts) > 1
+
+
+def sample_specs(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return the specs of data, [N, …]: the inputs', with an axis for samples in front where the model has none."""
+    if not takes_whole(specs):
+        return tuple(specs)
+    return tuple(msgspec.structs.replace(spec, shape=(-1, *spec.shape), layout="") for spec in specs)
+
+
+def one_sample(
+    specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray], index: int
+) -> dict[str, np.ndarray]:
+    """Return one sample of data, [N, …] by name, as a call takes it."""
+    import numpy as np
+
+    if takes_whole(specs):
+        return {name: np.asarray(array[index]) for name, array in arrays.items()}
+    return {name: array[index : index + 1] for name, array in arrays.items()}
+
+
+def join_samples(
+    specs: Sequence[TensorSpec], rows: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return the answers to one sample after the other as arrays [N, …] by name; `specs` are the inputs'."""
+    import numpy as np
+
+    join = np.stack if takes_whole(specs) else np.concatenate
+    return {name: join([row[name] for row in rows]) for name in rows[0]}
 
 
 def check_feed(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> None:

@@ -38,6 +38,7 @@ from edgekit.tasks import (
     Survey,
     Task,
 )
+from edgekit.tensors import TensorSpec, join_samples, one_sample, takes_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,8 +108,13 @@ def _run_source(task: RunSource) -> Iterator[Answer]:
         return
     n = len(next(iter(data.values())))
     step = _BATCH if all(spec.shape[:1] == (-1,) for spec in source.inputs) else 1
-    parts = [source.run({k: v[i : i + step] for k, v in data.items()}) for i in range(0, n, step)]
-    outputs = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in source.outputs}
+    if takes_whole(source.inputs):
+        outputs = join_samples(
+            source.inputs, [source.run(one_sample(source.inputs, data, i)) for i in range(n)]
+        )
+    else:
+        parts = [source.run({k: v[i : i + step] for k, v in data.items()}) for i in range(0, n, step)]
+        outputs = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in source.outputs}
     np.savez(task.out, **outputs)  # type: ignore[arg-type]  # numpy's stub takes the names for options
     yield Answer()
 
@@ -139,7 +145,7 @@ def _converter(name: str) -> Converter:
 def _score(task: Score) -> Iterator[Answer]:
     import numpy as np
 
-    from edgekit.sequences import initial_state, run_sequence
+    from edgekit.sequences import driven_inputs, initial_state, run_sequence
 
     artifact = task.artifact
     runtime = get_runtime(task.runtime)
@@ -164,7 +170,8 @@ def _score(task: Score) -> Iterator[Answer]:
         if pairs:
             together = session.run({k: v[:2] for k, v in data.items()})
             answers.update({f"pair:{name}": np.array(value) for name, value in together.items()})
-        first = {k: v[:1] for k, v in data.items()} | initial_state(session.inputs, task.state)
+        driven = driven_inputs(session.inputs, task.state)
+        first = one_sample(driven, data, 0) | initial_state(session.inputs, task.state)
         p50_ms = _time(session, first, task.timed_runs)
     except MachineError as error:  # the artifact's fault here, not the machine's: it cannot ship
         raise ConversionError(str(error)) from error
@@ -182,8 +189,12 @@ def _find_peak(task: FindPeak) -> Iterator[Answer]:
     session = open_inside(Path(task.path))
     data = _arrays(task.data)
     peak = 0.0
+    inputs = [
+        TensorSpec(given.name, "", tuple(n if isinstance(n, int) else -1 for n in given.shape))
+        for given in session.get_inputs()
+    ]
     for i in range(len(next(iter(data.values())))):
-        for value in session.run(None, {k: v[i : i + 1] for k, v in data.items()}):
+        for value in session.run(None, one_sample(inputs, data, i)):
             if value.dtype == np.float32 and value.size:
                 peak = max(peak, float(np.abs(value).max()))
     yield Answer(peak=peak)
@@ -192,11 +203,13 @@ def _find_peak(task: FindPeak) -> Iterator[Answer]:
 def _one_by_one(session: Session, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     import numpy as np
 
-    rows: dict[str, list[np.ndarray]] = {spec.name: [] for spec in session.outputs}
+    rows = []
     for i in range(len(next(iter(data.values())))):
-        for name, value in session.run({k: v[i : i + 1] for k, v in data.items()}).items():
-            rows[name].append(np.array(value))
-    return {name: np.concatenate(values) for name, values in rows.items()}
+        answer = session.run(one_sample(session.inputs, data, i))
+        rows.append(
+            {name: np.array(value) for name, value in answer.items()}
+        )  # the next run may overwrite it
+    return join_samples(session.inputs, rows)
 
 
 def _time(session: Session, feed: dict[str, np.ndarray], runs: int) -> float:

@@ -214,6 +214,25 @@ def test_where_integers_lose_too_much_int8_dynamic_keeps_them_to_the_weights(
     assert abs(row["metric"]["drop_pp"]) < 1.0
 
 
+def test_a_source_that_computes_in_integers_is_the_measure_of_its_own_rounding(
+    worker: Worker, cnn: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its float artifact is off by what the source rounds, more than what two float artifacts may differ by."""
+    made = quantize(worker, cnn, tmp_path / "o", "int8-dynamic")
+    with np.load(reference_cnn().evaluation) as data:
+        np.savez(tmp_path / "eval.npz", **{cnn.inputs[0].name: data["image"], "y": data["y"]})
+    words = ["convert", made.path, "-t", "raspberry-pi-4", "--format", "onnx", "--precision", "fp32"]
+    words += ["-o", tmp_path / "out", "--eval", tmp_path / "eval.npz"]
+    refused = run_main(words, capsys)
+    assert refused.code == 3
+    assert "the source is int8-dynamic already; --requantize makes fp32 of it" in refused.line
+    said = run_main([*words, "--requantize"], capsys)
+    assert said.code == 0, said.err
+    (row,) = json.loads((tmp_path / "out.report" / "report.json").read_text())["artifacts"]
+    assert row["status"] == "accepted"
+    assert row["parity"]["max_error"] > 1e-4
+
+
 # Calibration
 
 
