@@ -55,7 +55,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        for variable in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "EDGEKIT_LAUNCHER"):
+        for variable in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
             patch.delenv(variable, raising=False)
         yield
 

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.convert
 
 #: Device tests that are quick enough under an emulator: what chooses, opens, compares and monitors.
 SELECTED = (
-    "tests/runtimes", "tests/test_golden.py", "tests/test_parity.py", "tests/test_identity.py",
-    "tests/daemon/test_oip.py", "tests/monitor",
+    "tests/runtimes", "tests/test_golden.py", "tests/test_identity.py", "tests/daemon/test_oip.py",
+    "tests/monitor/test_outbox.py", "tests/monitor/test_recorder.py", "tests/monitor/test_health.py",
 )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -477,4 +476,4 @@ def test_opening_reads_no_rows(path: Path) -> None:
 
 def test_importing_the_outbox_needs_no_numpy() -> None:
     code = "import sys; import edgekit.monitor.outbox; sys.exit('numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run(python_command("-c", code), check=False).returncode == 0

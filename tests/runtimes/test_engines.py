@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgekit.errors import EdgeKitError, InvalidFileError, MachineError, UnavailableError, UsageError
+from edgekit.process import python_command
 from edgekit.runtimes import RUNTIMES, ModelFiles, Session, SessionOptions, get_runtime
 from edgekit.tensors import TensorSpec
 from tests.runtimes.cases import (
@@ -296,7 +296,7 @@ def test_flipped_bytes_never_kill_the_process_without_a_name(engine: str, tmp_pa
         paths[-1].write_bytes(data)
         (tmp_path / f"tiny{i}.bin").write_bytes((ARTIFACTS / "tiny.bin").read_bytes())
     done = subprocess.run(
-        [sys.executable, "-c", script, engine, *map(str, paths)],
+        python_command("-c", script, engine, *map(str, paths)),
         capture_output=True,
         text=True,
         check=False,

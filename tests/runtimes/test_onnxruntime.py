@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgekit.errors import UnavailableError, UsageError
+from edgekit.process import python_command
 from edgekit.runtimes import SessionOptions
 from edgekit.runtimes.onnxruntime import OnnxRuntime, provider_options, session_entries
 from tests.runtimes.cases import golden, open_tiny, runtime_or_skip, tiny
@@ -106,7 +106,7 @@ def test_nothing_is_logged_for_a_good_model_nor_for_a_bad_one(tmp_path: Path) ->
         "except InvalidFileError: print('refused')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(bad)],
+        python_command("-c", script, str(bad)),
         capture_output=True,
         text=True,
         check=True,

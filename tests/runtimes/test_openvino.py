@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgekit.errors import InvalidFileError, UnavailableError, UsageError
+from edgekit.process import python_command
 from edgekit.runtimes import SessionOptions
 from edgekit.runtimes import openvino as room
 from edgekit.runtimes.openvino import compile_options, present_devices
@@ -139,7 +139,7 @@ def test_the_library_that_reports_usage_is_never_imported() -> None:
         "print(telemetry_utils.tm.__name__)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        python_command("-c", script),
         capture_output=True,
         text=True,
         check=True,
