@@ -31,7 +31,8 @@ import tomllib
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from edgekit.routes import converters, find_routes  # noqa: E402
+from edgekit.recipes import want  # noqa: E402
+from edgekit.routes import converters  # noqa: E402
 from tests.models import Model, models  # noqa: E402
 from tests.models.bare import judge_file, run_bare  # noqa: E402
 
@@ -69,7 +70,11 @@ Cell = dict[str, Any]
 def edgekit_cells(model: Model, format_: str) -> dict[str, Cell]:
     """Return what EdgeKit makes of a model in one format, by precision."""
     table = converters()
-    possible = [p for p in PRECISIONS[format_] if find_routes(table, model.kind, format_, p)]
+    possible = [
+        p
+        for p in PRECISIONS[format_]
+        if want(table, model.kind, format_, p, calibrated=True, by_name=False).routes
+    ]
     cells: dict[str, Cell] = {
         p: {"verdict": "no-route", "reason": "no converter leads there"} for p in PRECISIONS[format_]
     }

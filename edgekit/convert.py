@@ -18,6 +18,7 @@ from msgspec import structs
 
 from edgekit import __version__
 from edgekit.assembly import Assembly, assemble
+from edgekit.converters import Converted
 from edgekit.data import Dataset, class_labels, has_columns, read_data
 from edgekit.detect import host_isa, isa_name
 from edgekit.devices import DeviceProfile, load_target
@@ -30,7 +31,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.factory import Factory
-from edgekit.gate import Policy, load_limits
+from edgekit.gate import Policy, load_limits, measure_parity
 from edgekit.judging import Examination
 from edgekit.making import Bench, Kept, make_all
 from edgekit.manifest import Artifact, Plan, Recipe, SourceInfo
@@ -385,7 +386,20 @@ class _Conversion:
             timed=self.emulator is None,
             # LiteRT computes a quantized file in integers; the others are read with their weights as they are
             source_precision=self.source.quantized if self.kind == "tflite" else "",
+            source_moves=self._source_moves,
         )
+
+    def _source_moves(self) -> float:
+        """Return how far an ONNX source's outputs move when ONNX Runtime optimises its graph; nothing for another kind.
+
+        The reference is run without optimisations, and some graphs amplify the last bit: a spectrogram's logarithm, say.
+        """
+        if self.kind != "onnx" or self.request.state:
+            return 0.0
+        model = str(self.request.model.absolute())
+        itself = Converted(model, (model,), self.source.inputs, self.source.outputs)
+        answers, _ = self.factory.score(itself, "onnxruntime", 1, {}, self.samples.parity)
+        return measure_parity(self.reference, answers, argmax=False).max_error
 
     def _infer_task(self) -> str:
         """Return what the model seems to do, and say so."""

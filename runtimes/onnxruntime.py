@@ -40,7 +40,6 @@ _PROVIDER_PREFIXES = {
 _QUIET = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
 
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
-_OPTIMIZATION = "graph_optimization"
 
 _DTYPES = {
     "tensor(bool)": "bool", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32",
@@ -68,8 +67,7 @@ class OnnxRuntime(Runtime):
     """Runs ONNX artifacts.
 
     Options: names with a dot are session configuration entries (`session.intra_op.allow_spinning`); names
-    that start with `trt_` go to TensorRT as they are, with `cuda_` to CUDA without that prefix;
-    `graph_optimization = false` runs the graph as it is written.
+    that start with `trt_` go to TensorRT as they are, with `cuda_` to CUDA without that prefix.
     """
 
     name = "onnxruntime"
@@ -118,10 +116,9 @@ def session_entries(extra: Mapping[str, Option]) -> dict[str, str]:
     for key, value in extra.items():
         if "." in key:
             entries[key] = _as_text(value)
-        elif key != _OPTIMIZATION and not key.startswith(tuple(_PROVIDER_PREFIXES)):
+        elif not key.startswith(tuple(_PROVIDER_PREFIXES)):
             raise UsageError(
-                f"onnxruntime has no option {key!r}",
-                expected=f"a name with a dot, trt_…, cuda_… or {_OPTIMIZATION}",
+                f"onnxruntime has no option {key!r}", expected="a name with a dot, trt_… or cuda_…"
             )
     return entries
 
@@ -159,8 +156,6 @@ def _session_options(library: Any, options: SessionOptions) -> Any:
     settings.inter_op_num_threads = 1
     settings.execution_mode = library.ExecutionMode.ORT_SEQUENTIAL
     settings.log_severity_level = 4  # what matters comes as an exception
-    if not options.extra.get(_OPTIMIZATION, True):
-        settings.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
     entries = session_entries(options.extra)
     if hasattr(library.InferenceSession, "get_provider_graph_assignment_info"):
         entries.setdefault(_ASSIGNMENT, "1")

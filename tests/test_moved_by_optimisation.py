@@ -1,4 +1,4 @@
-"""A graph that the runtime's own optimisations move: the conversion is proven without them, and the move is told."""
+"""A graph whose answers hang on the order of its sums: an artifact may be as far off as the source is from itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 import onnx
 
-from edgekit.errors import UsageError
-from edgekit.runtimes import ModelFiles, SessionOptions, get_runtime
-from edgekit.tensors import TensorSpec
 from tests.conversions import run_main
 
 pytestmark = pytest.mark.convert
@@ -51,14 +48,16 @@ def write(folder: Path, offset: float) -> Path:
     return folder / "net.onnx"
 
 
-def converted(folder: Path, offset: float, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+def converted(
+    folder: Path, offset: float, capsys: pytest.CaptureFixture[str], format_: str = "onnx"
+) -> tuple[int, dict[str, Any]]:
     words = [
         "convert",
         write(folder, offset),
         "-t",
-        "raspberry-pi-4",
+        "x86-64",
         "--format",
-        "onnx",
+        format_,
         "--precision",
         "fp32",
     ]
@@ -68,13 +67,14 @@ def converted(folder: Path, offset: float, capsys: pytest.CaptureFixture[str]) -
     return said.code, row
 
 
+@pytest.mark.parametrize("format_", ["onnx", "openvino"])
 def test_what_only_the_optimiser_moves_is_accepted_and_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format_: str
 ) -> None:
-    code, row = converted(tmp_path, 1.5e5, capsys)
+    code, row = converted(tmp_path, 1.5e5, capsys, format_)
     assert (code, row["status"]) == (0, "accepted")
-    assert row["parity"]["max_error"] <= 1e-4
-    assert "ONNX Runtime's own optimisations move an output by up to" in row["reasons"][-1]
+    assert 1e-4 < row["parity"]["max_error"] < 5e-3
+    assert "the source's own outputs move by" in row["reasons"][-1]
 
 
 def test_what_moves_further_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,21 +86,4 @@ def test_what_moves_further_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_graph_that_nothing_moves_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, row = converted(tmp_path, 0.0, capsys)
     assert (code, row["status"]) == (0, "accepted")
-    assert not any("optimisations" in reason for reason in row["reasons"])
-
-
-def test_the_option_runs_the_graph_as_it_is_written(tmp_path: Path) -> None:
-    path = write(tmp_path, 3e4)
-    files = ModelFiles(
-        path, (TensorSpec("x", "float32", (-1, 3, 4, 4)),), (TensorSpec("y", "float32", (-1, 8, 4, 4)),)
-    )
-    runtime = get_runtime("onnxruntime")
-    with np.load(tmp_path / "data.npz") as data:
-        answers = [
-            runtime.load(files, SessionOptions(extra=extra)).run({"x": data["x"]})["y"]
-            for extra in ({}, {"graph_optimization": True}, {"graph_optimization": False})
-        ]
-    np.testing.assert_array_equal(answers[0], answers[1])
-    assert np.abs(answers[0] - answers[2]).max() > 1e-4
-    with pytest.raises(UsageError, match="has no option 'graph_optimisation'"):
-        runtime.load(files, SessionOptions(extra={"graph_optimisation": False}))
+    assert not any("own outputs" in reason for reason in row["reasons"])
