@@ -23,7 +23,7 @@ def env() -> None:
 def create(name: str, mirror: str | None, as_json: bool) -> None:  # noqa: ARG001  # one name so far
     """Fetch QEMU, a small arm64 Debian and a device's aarch64 wheels into the cache; no root is needed.
 
-    About 120 MB to fetch and 350 MB on the disk. A step that was done is not done again.
+    About 160 MB to fetch and 400 MB on the disk. A step that was done is not done again.
     """
     from edgekit.cli.output import print_json, progress_bar
     from edgekit.emulator import create as make
