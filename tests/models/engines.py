@@ -185,7 +185,8 @@ def _sklearn(path: Path) -> Run:
     estimator = skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
 
     def run(feed: Feed) -> list[np.ndarray]:
-        (x,) = feed.values()
+        # both sides get the same values: those that float32, the artifact's type, can hold
+        (x,) = (array.astype(np.float32).astype(np.float64) for array in feed.values())
         answers = [np.asarray(estimator.predict(x)).reshape(len(x), -1)]
         if hasattr(estimator, "predict_proba"):
             answers.append(estimator.predict_proba(x))
