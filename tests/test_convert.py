@@ -322,7 +322,7 @@ def test_int8_that_loses_is_refused_and_float_ships(cnn: ReferenceCnn, out: Path
     assert statuses(outcome) == {
         "tflite-fp32": "accepted",
         "tflite-int8": "refused",
-        "tflite-int8-dynamic": "refused",
+        "tflite-int8-dynamic": "accepted",  # by its weights alone
         "tflite-int16x8": "accepted",  # these two stand in for the int8 that no rung could save
         "tflite-fp16": "accepted",
     }

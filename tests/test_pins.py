@@ -137,7 +137,9 @@ def test_on_a_busy_machine_nothing_is_pinned(
     assert read_pin(bundle.digest, detect().profile_id) is None
 
 
-def test_what_fails_its_golden_set_is_not_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_its_golden_set_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime_or_skip("litert")
+    bundle = write_tiny(tmp_path / "tflite", ("tflite-fp32",))
     from edgekit import verify
 
     def broken(*_args: object, **_words: object) -> object:
