@@ -231,7 +231,7 @@ def pick(
         for m in done
         if m.sample and "p50" in m.sample.latency.percentiles
     ]
-    if not samples or any(m.sample is None or m.sample.stability.verdict != "stable" for _, m in samples):
+    if not samples or any(m.sample.stability.verdict != "stable" for _, m in samples if m.sample):
         return report, None
     p50_ms, best = min(samples, key=lambda pair: pair[0])
     write_pin(Pin(1, bundle.digest, here.profile_id, best.candidate.plan, p50_ms, __version__), state_dir)

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from edgekit.gate import Policy
     from edgekit.manifest import GateResult, Plan
 
-__all__ = ["EmulatedProof", "Evaluated", "Proof", "evidence", "prove", "prove_emulated", "write_evidence"]
+__all__ = [
+    "EmulatedProof",
+    "Evaluated",
+    "Proof",
+    "converted_from",
+    "evidence",
+    "prove",
+    "prove_emulated",
+    "write_evidence",
+]
 
 #: Samples of the evaluation data on which every output is compared, as in `convert`.
 _PARITY_SAMPLES = 256
@@ -204,7 +213,7 @@ def _evaluate_emulated(
                 state=manifest.state,
                 timed=False,
             )
-            converted = _converted(bundle, plan.artifact)
+            converted = converted_from(bundle, plan.artifact)
             judged = examination.judge(converted, chosen.format, chosen.precision, calibrated=False)
         finally:
             factory.close()
@@ -251,7 +260,8 @@ def _reference(bundle: Bundle, artifact: str, dataset: Dataset) -> tuple[str, di
     raise UnavailableError(f"nothing of the bundle runs on this machine to compare with: {problem}")
 
 
-def _converted(bundle: Bundle, name: str) -> Converted:
+def converted_from(bundle: Bundle, name: str) -> Converted:
+    """Return an artifact of a bundle as its converter left it."""
     from edgekit.converters import Converted
 
     artifact = bundle.manifest.artifacts[name]

@@ -17,7 +17,7 @@ import pytest
 
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.cli import main
-from edgekit.converters import Converted
+from edgekit.verify import converted_from
 from tests.corpus import ROOT, reference_cnn
 
 #: Read before any test moves it elsewhere.
@@ -101,22 +101,9 @@ def converted_twice(target: str) -> tuple[Bundle, Bundle]:
     return first, second
 
 
-def artifact_of(bundle: Bundle, name: str) -> Converted:
-    """Return an artifact of a bundle as its converter left it."""
-    artifact = bundle.manifest.artifacts[name]
-    return Converted(
-        path=str(bundle.root / artifact.path),
-        files=tuple(str(bundle.root / file) for file in artifact.files),
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
-        input_names=artifact.input_names,
-        output_names=artifact.output_names,
-    )
-
-
 @cache
 def reference_onnx() -> Path:
     """Return the reference CNN as ONNX, for tests that need no TensorFlow."""
     path = _scratch() / "digits.onnx"
-    shutil.copy(artifact_of(converted_twice("jetson")[0], "onnx-fp32").path, path)
+    shutil.copy(converted_from(converted_twice("jetson")[0], "onnx-fp32").path, path)
     return path

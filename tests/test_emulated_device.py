@@ -65,7 +65,7 @@ def test_daemon_agent_and_monitor_work_there(emulator: Emulator, tmp_path: Path)
             assert ask(connection, request_body(7))[0] == 400
             connection.request("GET", "/metrics")
             metrics = connection.getresponse().read().decode()
-        assert re.search(r"nv_inference_count\S* 40", metrics) or " 40" in metrics
+        assert re.search(r"^edgekit_inferences_total\{[^}]*\} 40$", metrics, re.MULTILINE)
         with ServerProcess(tmp_path / "sync.sqlite") as server:
             where = ("--sync", server.url, "--state-dir", state.root, "--interval", "0.2")
             agent = Child(

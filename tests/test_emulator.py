@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -53,7 +54,6 @@ def test_it_holds_what_a_device_has(prepared: Path) -> None:
     )
     machine = emulator_of(PI).run("-c", "import platform; print(platform.machine())")
     assert machine.stdout.strip() == "aarch64", machine.stderr
-    assert shutil.disk_usage(prepared).total
 
 
 def test_what_was_done_is_not_done_again(
@@ -170,7 +170,7 @@ def test_a_bundle_keeps_its_accuracy_under_the_targets_cpu(
     assert metric["bound_pp"] <= 1.0
     assert abs(metric["artifact"] - metric["source"]) < 0.005
     kept = json.loads((tmp_path / "digits.report" / "emulated-raspberry-pi-4.json").read_text())
-    assert kept["emulator"] == "qemu 10.0.13, cortex-a72" or kept["emulator"].endswith(", cortex-a72")
+    assert re.fullmatch(r"qemu 10\.\d+\.\d+, cortex-a72", kept["emulator"])
     assert kept["digest"] == found["digest"]
     assert kept["gate"]["verdict"] == "accepted"
 
@@ -330,8 +330,6 @@ def test_an_opset_newer_than_the_targets_runtime_is_caught_before_any_device(
     onnx.save(model, tmp_path / "new.onnx")
     words = ["convert", tmp_path / "new.onnx", "-t", "jetson-nano", "--format", "onnx", "--precision", "fp32"]
     said = run_main([*words, "-o", tmp_path / "out"], capsys)
-    if said.code == 0:  # lowered: then the artifact itself must be what the target reads
-        made = onnx.load(next((tmp_path / "out" / "artifacts" / "onnx-fp32").glob("*.onnx")))
-        assert made.opset_import[0].version <= 13
-    else:
-        assert "opset" in said.line
+    assert said.code == 3
+    assert "has no form that the target's runtime reads" in said.line
+    assert "got opset 20, expected at most opset 13" in said.line

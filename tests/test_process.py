@@ -14,7 +14,8 @@ from edgekit.errors import InvalidFileError, MachineError, UnavailableError
 from edgekit.manifest import Recipe
 from edgekit.process import Worker, WorkerDiedError, WorkerLimits, python_command
 from edgekit.tasks import Convert, Describe, RunSource, Score, Task
-from tests.conversions import artifact_of, converted_twice, reference_onnx
+from edgekit.verify import converted_from
+from tests.conversions import converted_twice, reference_onnx
 from tests.corpus import ROOT
 
 pytestmark = pytest.mark.convert
@@ -274,7 +275,7 @@ def score(
     np.savez(tmp_path / "in.npz", image=images)
     runtime = {"tflite": "litert", "onnx": "onnxruntime", "openvino": "openvino"}[artifact.partition("-")[0]]
     task: Task = Score(
-        runtime, artifact_of(bundle, artifact), 1, {}, str(tmp_path / "in.npz"), str(tmp_path / "out.npz"),
+        runtime, converted_from(bundle, artifact), 1, {}, str(tmp_path / "in.npz"), str(tmp_path / "out.npz"),
         **more,
     )  # fmt: skip
     scored = next(answer.scored for answer in worker.ask(task) if answer.scored is not None)
