@@ -47,9 +47,10 @@ STRICT = "--strict refuses what is unproven"
 class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of one precision; None where the precision has none. See `gate_limits.toml`."""
 
-    batch2_error: float
     max_error: float | None = None
     p95_error: float | None = None
+    batch2_error: float | None = None
+    batch2_p95: float | None = None
     argmax_agreement: float | None = None
     active_error: float | None = None
     cosine: float | None = None
@@ -60,6 +61,7 @@ class TaskLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one task changes in the limits of one precision; None for what stays. See `gate_limits.toml`."""
 
     p95_error: float | None = None
+    batch2_error: float | None = None
     argmax_agreement: float | None = None
     active_error: float | None = None
     cosine: float | None = None
@@ -322,6 +324,7 @@ def _parity_faults(parity: ParityEvidence, limit: PrecisionLimits, data: DataLim
         ("largest error", parity.max_error, limit.max_error),
         ("95th percentile of the error", parity.p95_error, limit.p95_error),
         ("error of a batch of two", parity.batch2_error, limit.batch2_error),
+        ("95th percentile of the error of a batch of two", parity.batch2_p95, limit.batch2_p95),
         ("median error of the scores that say something", parity.active_error, limit.active_error),
     ):
         if most is not None and got is not None and not got <= most:

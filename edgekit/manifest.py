@@ -94,6 +94,7 @@ class ParityEvidence(msgspec.Struct, frozen=True):
         argmax_agreement: Share of samples with the same argmax; None where that means nothing.
         batch2_error: Largest difference between a batch of two and the same two alone; None where the
             artifact takes no batch of two.
+        batch2_p95: 95th percentile of these differences; None where the artifact takes no batch of two.
         finite: No NaN or infinity came out.
         constant: The artifact answers the same whatever goes in, while the source does not.
         float_peak: Largest absolute value inside the float network; measured where half precision must hold
@@ -108,6 +109,7 @@ class ParityEvidence(msgspec.Struct, frozen=True):
     p95_error: float
     argmax_agreement: float | None = None
     batch2_error: float | None = None
+    batch2_p95: float | None = None
     finite: bool = True
     constant: bool = False
     float_peak: float | None = None

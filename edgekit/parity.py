@@ -138,6 +138,7 @@ def measure_parity(
         p95_error=max(m.p95 for m in measured),
         argmax_agreement=_agreement(reference, outputs) if argmax else more.pop("argmax_agreement", None),
         batch2_error=max(m.batch2 for m in measured) if pairs is not None else None,
+        batch2_p95=max(m.batch2_p95 for m in measured) if pairs is not None else None,
         constant=any(m.constant for m in measured),
         active_error=max(active) if active else None,
         **more,
@@ -151,6 +152,7 @@ class _Measured:
     biggest: float
     p95: float
     batch2: float
+    batch2_p95: float
     constant: bool
     active: float | None
 
@@ -171,17 +173,18 @@ def _measure_part(
     got = np.asarray(part.of(outputs[part.output]), np.float64)
     scale = _scale(expected, by_column=by_column)
     error = np.abs(got - expected) / scale
-    batch2 = 0.0
+    apart = np.zeros(1)
     if pairs is not None:
         # another shape may not even have the part
         together = np.asarray(pairs[part.output], np.float64)
         alone = np.asarray(outputs[part.output], np.float64)[:2]
         fits = together.shape == alone.shape
-        batch2 = _difference(part.of(together), part.of(alone), scale) if fits else 1.0
+        apart = _difference(part.of(together), part.of(alone), scale) if fits else np.ones(1)
     return _Measured(
         biggest=float(error.max(initial=0.0)),
-        p95=float(np.quantile(error, 0.95, axis=0 if scale.ndim else None).max()),
-        batch2=batch2,
+        p95=_p95(error, scale),
+        batch2=float(apart.max(initial=0.0)),
+        batch2_p95=_p95(apart, scale),
         constant=_varies(expected) and not _varies(got),
         active=_active_error(expected, error) if part.kind == "scores" else None,
     )
@@ -199,11 +202,16 @@ def _scale(expected: np.ndarray, *, by_column: bool) -> np.ndarray:
     return np.where(ranges > 0.0, ranges, whole)
 
 
-def _difference(together: np.ndarray, alone: np.ndarray, scale: np.ndarray) -> float:
-    """Return the largest difference as a share of `scale`; 1 where it is none: NaN."""
+def _p95(error: np.ndarray, scale: np.ndarray) -> float:
+    """Return the 95th percentile of the errors, of the worst column where each has its own `scale`."""
+    return float(np.quantile(error, 0.95, axis=0 if scale.ndim else None).max())
+
+
+def _difference(together: np.ndarray, alone: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the differences as shares of `scale`, float64 like both; 1 where one is none: NaN."""
     if not np.isfinite(together).all():
-        return 1.0
-    return float((np.abs(together - alone) / scale).max(initial=0.0))
+        return np.ones_like(alone)
+    return np.abs(together - alone) / scale
 
 
 def _varies(values: np.ndarray) -> bool:

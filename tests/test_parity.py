@@ -191,8 +191,24 @@ def test_a_batch_of_two_is_compared_with_the_same_two_alone() -> None:
 def test_a_batch_of_two_that_is_broken_counts_in_full(together: np.ndarray) -> None:
     """NaN compares false with every limit, and one row for two would be broadcast."""
     seen = measure_parity(SOURCE, SOURCE, argmax=True, pairs={"scores": together})
-    assert seen.batch2_error == 1.0
+    assert (seen.batch2_error, seen.batch2_p95) == (1.0, 1.0)
     assert verdict("", seen, "fp32").verdict == "refused"
+
+
+def test_one_value_in_twenty_may_be_off_in_a_batch_of_integers() -> None:
+    """Dynamic quantization takes its scale from the whole batch: one neighbour moves the values of the other."""
+    source = {"y": np.linspace(0.0, 1.0, 160).reshape(4, 40)}
+    pairs = {"y": source["y"][:2].copy()}
+    pairs["y"][0, :3] += 0.2
+    seen = measure_parity(source, source, argmax=False, pairs=pairs)
+    assert seen.batch2_error == pytest.approx(0.2)
+    assert seen.batch2_p95 == 0.0
+    assert verdict("", seen, "fp32").verdict == "refused"
+    assert not any("batch" in reason for reason in verdict("", seen, "int8").reasons)
+    pairs["y"][1] = source["y"][0]  # the second answered as the first
+    other = measure_parity(source, source, argmax=False, pairs=pairs)
+    assert other.batch2_p95 == pytest.approx(40 / 159)
+    assert any("batch of two" in reason for reason in verdict("", other, "int8").reasons)
 
 
 def test_the_worst_output_of_the_batch_counts() -> None:
