@@ -67,10 +67,9 @@ def takes_whole(specs: Sequence[TensorSpec]) -> bool:
     """Tell whether a call takes one sample as a whole, for want of an axis for samples.
 
     That is so where an input is a single number, or begins with another axis than the samples': the state [2, 1, 128]
-    of a recurrent network. A batch that is fixed for all inputs alike is a batch.
+    of a recurrent network, or a batch of eight that was fixed when the model was exported.
     """
-    firsts = {spec.shape[:1] for spec in specs}
-    return not firsts <= {(-1,), (1,)} and len(firsts) > 1
+    return not {spec.shape[:1] for spec in specs} <= {(-1,), (1,)}
 
 
 def sample_specs(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:

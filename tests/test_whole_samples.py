@@ -31,8 +31,8 @@ SPECS = (INPUT, STATE, RATE)
     [
         ([(-1, 8)], False),
         ([(1, 8), (-1, 3)], False),
-        ([(4, 8), (4, 3)], False),  # a fixed batch
-        ([(4, 8)], False),
+        ([(4, 8), (4, 3)], True),  # a fixed batch
+        ([(4, 8)], True),
         ([(-1, 8), ()], True),
         ([(-1, 8), (2, -1, 4)], True),
         ([(1, 8), (2, 1, 4)], True),
