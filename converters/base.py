@@ -47,10 +47,12 @@ class Rung(msgspec.Struct, frozen=True):
     Attributes:
         calibration: How ranges are taken from the calibration data: `minmax`, `percentile`, `mse`, ….
         options: What the recipe's options hold besides, such as `bias_correction`.
+        precisions: Those that it is for; empty for all that are calibrated.
     """
 
     calibration: str
     options: dict[str, Option] = {}
+    precisions: tuple[str, ...] = ()
 
 
 class Converted(msgspec.Struct, frozen=True):

@@ -10,9 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -31,20 +31,20 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.factory import Factory
-from edgekit.gate import Policy, load_limits, measure_parity
+from edgekit.gate import load_limits, measure_parity
 from edgekit.judging import Examination
 from edgekit.making import Bench, Kept, make_all
-from edgekit.manifest import Artifact, Plan, Recipe, SourceInfo
+from edgekit.manifest import Artifact, Plan, SourceInfo
 from edgekit.metrics import Metric, get_metric, infer_task, labels_needed, scored_output
 from edgekit.postprocess import check_postprocess, finish
 from edgekit.preprocess import Preprocessor
-from edgekit.process import WorkerLimits
 from edgekit.recipes import Wanted, check_formats, check_recipes, wanted_artifacts
 from edgekit.report import Row, write_report
+from edgekit.request import ConvertRequest, bundle_name, check_request, report_path
 from edgekit.routes import converters, start_of
 from edgekit.samples import gather_samples
 from edgekit.sequences import check_state, driven_inputs, with_states
-from edgekit.sources import SourceOptions, check_options, hash_source, identify
+from edgekit.sources import check_options, hash_source, identify
 from edgekit.tensors import takes_whole
 
 if TYPE_CHECKING:
@@ -54,45 +54,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ConvertOutcome", "ConvertRequest", "Verdicts", "convert"]
 
-#: What a report may hold as the name of its model.
-_LONGEST_NAME = 200
 #: Inputs on which the layers of a quantized artifact are compared with the float ones.
 _LAYER_SAMPLES = 8
 
 #: Says what is going on: a phrase, steps done, steps in all.
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class ConvertRequest:
-    """What to convert, for what, and how strictly. Paths are the user's; see `edgekit convert --help`."""
-
-    model: Path
-    target: str
-    out: Path
-    formats: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ()
-    task: str | None = None
-    calibration: Path | None = None
-    evaluation: Path | None = None
-    label_column: str | None = None
-    metric: str | None = None
-    policy: Policy = field(default_factory=Policy)
-    allow_unproven: bool = False
-    preprocess: tuple[dict[str, Any], ...] = ()
-    postprocess: tuple[dict[str, Any], ...] = ()
-    state: Mapping[str, str] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
-    golden: str = "real"
-    prove: str = "host"
-    name: str | None = None
-    version: int = 1
-    jobs: int = 2
-    limits: WorkerLimits = field(default_factory=WorkerLimits)
-    seed: int = 0
-    overwrite: bool = False
-    recipes: Mapping[str, Recipe] = field(default_factory=dict)
-    source_options: SourceOptions = field(default_factory=SourceOptions)
 
 
 @dataclass(frozen=True)
@@ -147,10 +113,7 @@ def convert(
     profile = load_target(request.target)
     kind = identify(request.model)
     check_options(kind, request.source_options)
-    _check_out(request)
-    _bundle_name(request)
-    if request.label_column is not None and request.evaluation is None and request.calibration is None:
-        raise UsageError("--label-column names a column of no data", hint="Give --eval with a .csv file.")
+    check_request(request)
     emulator = emulator_of(profile) if request.prove == "emulated" else None
     started = time.monotonic()
     with (
@@ -167,34 +130,6 @@ def convert(
         assert refusal is not None
         raise refusal
     return ConvertOutcome(verdicts.rows, verdicts.task, verdicts.notes, verdicts.report, bundle)
-
-
-def _check_out(request: ConvertRequest) -> None:
-    if request.out.exists() and not request.overwrite:
-        raise UsageError(f"{request.out} exists", hint="Give another name, or --overwrite.")
-    report = report_path(request.out)
-    if report.exists() and not report.is_dir():
-        raise UsageError(
-            f"{report} is in the way: the report's folder goes there", hint="Move it, or give another OUT."
-        )
-    if not request.out.absolute().parent.is_dir():
-        raise UsageError(f"the folder {request.out.absolute().parent} does not exist", hint="Make it first.")
-
-
-def _bundle_name(request: ConvertRequest) -> str:
-    """Return the bundle's name: the one asked for, else the model file's up to its first dot.
-
-    It is a part of the daemon's addresses and stands in every report: one line, no slash.
-    """
-    name = request.name if request.name is not None else request.model.name.split(".")[0]
-    if not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable() or "/" in name or name in (".", ".."):
-        raise UsageError(
-            "the bundle's name cannot be used",
-            got=repr(name[:80]),
-            expected=f"1 to {_LONGEST_NAME} characters on one line, no slash",
-            hint="Give another with --name.",
-        )
-    return name
 
 
 @contextmanager
@@ -494,7 +429,7 @@ class _Conversion:
         model = request.model
         names = evaluation.class_names if evaluation is not None else ()
         return Assembly(
-            name=_bundle_name(request),
+            name=bundle_name(request),
             version=request.version,
             task=self.task,
             source=SourceInfo(self.kind, hash_source(model, self.source.files), self.source.tools),
@@ -604,11 +539,6 @@ class _Conversion:
                 source, answers, evaluation.inputs, evaluation.labels, self.task, names=self._class_names()
             ),
         )
-
-
-def report_path(out: Path) -> Path:
-    """Return the report's folder: `OUT.report` beside the bundle."""
-    return out.with_name(out.name.removesuffix(".edgekit") + ".report")
 
 
 def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:

@@ -130,6 +130,7 @@ def _steps(
     rungs = [
         msgspec.structs.replace(plain, calibration=r.calibration, options={**plain.options, **r.options})
         for r in converter.rungs
+        if plain.precision in (r.precisions or CALIBRATED)
     ]
     ran = [attempt for attempt in here if attempt.status != "failed"]
     if not converter.keeps_float or not ran or not layers or len(here) < len(rungs):

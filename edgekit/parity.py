@@ -211,7 +211,8 @@ def _difference(together: np.ndarray, alone: np.ndarray, scale: np.ndarray) -> n
     """Return the differences as shares of `scale`, float64 like both; 1 where one is none: NaN."""
     if not np.isfinite(together).all():
         return np.ones_like(alone)
-    return np.abs(together - alone) / scale
+    apart: np.ndarray = np.abs(together - alone) / scale
+    return apart
 
 
 def _varies(values: np.ndarray) -> bool:

@@ -298,7 +298,7 @@ def write_evidence(bundle: Bundle, path: Path, proof: EmulatedProof) -> Path:
         path: Where the user has it.
         proof: What was shown.
     """
-    from edgekit.convert import report_path
+    from edgekit.request import report_path
     from edgekit.state import write_durably
 
     folder = report_path(path.absolute())

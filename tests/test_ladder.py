@@ -74,6 +74,18 @@ def test_rungs_come_in_order_then_layers_then_the_next_route() -> None:
     assert recipes[3].float_layers == ("n0", "n1")
 
 
+def test_a_rung_may_be_for_one_precision_only() -> None:
+    class Choosy(Plain):
+        rungs: ClassVar[tuple[Rung, ...]] = (Rung("minmax"), Rung("mse", precisions=("int8",)))
+
+    for precision, methods in (("int8", ["minmax", "mse"]), ("int16x8", ["minmax"])):
+        attempts: list[Attempt] = []
+        plain = {ROUTES[0]: Recipe(ROUTES[0], precision, "minmax")}
+        while (recipe := next_recipe(attempts, {}, ROUTES[:1], {"first": Choosy()}, plain)) is not None:
+            attempts.append(attempt(recipe, 9.0))
+        assert [a.recipe.calibration for a in attempts] == methods
+
+
 def test_layers_are_kept_float_on_top_of_the_way_that_lost_least() -> None:
     recipes = climb({"minmax": 1.5, "mse": 2.0})
     assert {r.calibration for r in recipes if r.float_layers} == {"minmax"}
