@@ -1,6 +1,6 @@
 """The published table: every model of the corpus on every format and precision, EdgeKit beside the bare tool.
 
-    python benchmarks/conversion_table.py [--only MODEL]… [--side edgekit|bare]… [--keep] [--write]
+    python benchmarks/conversion_table.py [--only MODEL|nodes]… [--side edgekit|bare]… [--keep] [--write]
 
 `make conversion-table` runs all of it (hours) and writes docs/conversion-table.md. What was measured is kept in
 .cache/conversion-table and measured again only when the code that it rests on has changed, so that a run that was
@@ -35,11 +35,14 @@ from edgekit.recipes import want  # noqa: E402
 from edgekit.routes import converters  # noqa: E402
 from tests.models import Model, models  # noqa: E402
 from tests.models.bare import judge_file, run_bare  # noqa: E402
+from tests.models.bare_nodes import run_nodes  # noqa: E402
 
 CACHE = ROOT / ".cache" / "conversion-table"
 PAGE = ROOT / "docs" / "conversion-table.md"
 EXPECTED = ROOT / "tests" / "corpus_expected.toml"
 TARGET = "x86-64"
+#: What the node tests are called beside the models.
+NODES, NODE_FORMATS = "nodes", ("onnx", "openvino")
 FORMATS = ("tflite", "onnx", "openvino")
 PRECISIONS = {
     "tflite": ("fp32", "fp16", "int8-dynamic", "int8", "int16x8"),
@@ -236,6 +239,15 @@ def bare_cells(model: Model, format_: str) -> dict[str, Cell]:
     return cells
 
 
+# ONNX's node tests
+
+
+def node_cells(side: str, format_: str) -> dict[str, Cell]:
+    """Return what became of every node test at fp32, by its name."""
+    module = {"edgekit": "tests.models.edgekit_nodes", "bare": "tests.models.bare_nodes"}[side]
+    return {name: dict(vars(found)) for name, found in run_nodes(format_, module).items()}
+
+
 # Keeping and joining
 
 
@@ -259,10 +271,14 @@ def state_of(side: str) -> str:
 
 
 def cells_of(
-    side: str, model: Model, format_: str, *, measure: bool, keep: bool = False
+    side: str, model: Model | None, format_: str, *, measure: bool, keep: bool = False
 ) -> tuple[dict[str, Cell], bool]:
-    """Return one model's cells in one format, kept or measured now, and whether they are of the code as it is."""
-    kept = CACHE / side / f"{model.id}-{format_}.json"
+    """Return one model's cells in one format, kept or measured now, and whether they are of the code as it is.
+
+    Without a model: those of the node tests.
+    """
+    name = model.id if model else NODES
+    kept = CACHE / side / f"{name}-{format_}.json"
     state = state_of(side)
     if kept.exists():
         data = json.loads(kept.read_text("utf-8"))
@@ -270,12 +286,18 @@ def cells_of(
             return data["cells"], data["state"] == state
     if not measure:
         return {}, False
-    print(f"{dt.datetime.now():%H:%M:%S} {side}: {model.id} {format_}", flush=True)  # noqa: DTZ005  # a log line
-    cells = SIDES[side](model, format_)
+    print(f"{dt.datetime.now():%H:%M:%S} {side}: {name} {format_}", flush=True)  # noqa: DTZ005  # a log line
+    cells = SIDES[side](model, format_) if model else node_cells(side, format_)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"state": state, "cells": cells}, indent=1), encoding="utf-8")
-    print("  " + ", ".join(f"{p} {c['verdict']}" for p, c in cells.items()), flush=True)
+    verdicts = ((p, c["verdict"]) for p, c in cells.items()) if model else tally(cells).items()
+    print("  " + ", ".join(f"{key} {value}" for key, value in verdicts), flush=True)
     return cells, True
+
+
+def tally(cells: dict[str, Cell]) -> Counter[str]:
+    """Return how many cells have each verdict."""
+    return Counter(cell["verdict"] for cell in cells.values())
 
 
 def expectations() -> dict[tuple[str, str, str], tuple[str, str]]:
@@ -309,10 +331,30 @@ def rows_of(chosen: Iterable[Model], sides: Sequence[str], *, keep: bool = False
     return rows
 
 
+def nodes_of(sides: Sequence[str], *, keep: bool = False) -> list[Cell]:
+    """Return one row for each node test and format; measure for the sides named."""
+    group, rows = tomllib.loads(EXPECTED.read_text("utf-8"))["node-tests"], []
+    for format_ in NODE_FORMATS:
+        both, fresh = {}, True
+        for side in SIDES:
+            both[side], current = cells_of(side, None, format_, measure=side in sides, keep=keep)
+            fresh &= current
+        refused = group[format_]["refused"]
+        rows += [
+            {
+                "model": name, "format": format_, "precision": "fp32", "fresh": fresh,
+                "expected": "refused" if name in refused else "right", "cause": refused.get(name, ""),
+                **{side: both[side].get(name, {"verdict": "not measured", "reason": ""}) for side in SIDES},
+            }
+            for name in sorted(set(both["edgekit"]) | set(both["bare"]))
+        ]  # fmt: skip
+    return rows
+
+
 # The page
 
 
-def page(rows: Sequence[Cell]) -> str:
+def page(rows: Sequence[Cell], nodes: Sequence[Cell]) -> str:
     """Return docs/conversion-table.md."""
     ours, bare = (Counter(row[side]["verdict"] for row in rows) for side in SIDES)
     rescued = sum(
@@ -358,7 +400,39 @@ def page(rows: Sequence[Cell]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(line(row) for row in rows),
     ]
-    return "\n".join([*head, *body]) + "\n"
+    return "\n".join([*head, *body, *node_part(nodes)]) + "\n"
+
+
+def node_part(nodes: Sequence[Cell]) -> list[str]:
+    """Return the lines about ONNX's node tests."""
+    lines = [
+        "",
+        "## ONNX's own node tests",
+        "",
+        "One operator each, at fp32, `.onnx` to ONNX and to OpenVINO (tests/models/edgekit_nodes.py, bare_nodes.py). EdgeKit",
+        "converts a test with its own inputs as the data, gate on; what ships is run without EdgeKit and held to the test's",
+        "own answers. The bare runtime reads the test's `.onnx`. A test that ONNX Runtime does not run cannot be proven: ONNX",
+        "Runtime gives the reference of an ONNX source.",
+        "",
+        "| format | tests | EdgeKit right | refused | wrong and handed over | bare runtime right | failed | wrong |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for format_ in NODE_FORMATS:
+        some = [row for row in nodes if row["format"] == format_]
+        ours, bare = (Counter(row[side]["verdict"] for row in some) for side in SIDES)
+        lines.append(
+            f"| {format_} | {len(some)} | {ours['right']} | {ours['refused'] + ours['failed']} | {ours['wrong']} "
+            f"| {bare['right']} | {bare['failed']} | {bare['wrong']} |"
+        )
+    missed = [r for r in nodes if r["bare"]["verdict"] == "right" and r["edgekit"]["verdict"] != "right"]
+    odd = [r for r in nodes if r["edgekit"]["verdict"] != r["expected"]]
+    for title, some in (("Right by the bare runtime only", missed), ("Otherwise than expected", odd)):
+        lines += ["", f"{title}: {len(some)}.", ""] if some else ["", f"{title}: none."]
+        lines += [
+            f"- {r['model']} ({r['format']}): {r['edgekit']['verdict']}. {said(r['edgekit'])}".rstrip()
+            for r in some
+        ]
+    return lines
 
 
 def line(row: Cell) -> str:
@@ -399,7 +473,9 @@ def machine() -> str:
 def main() -> None:
     """Measure what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", action="append", metavar="MODEL", help="this model; may be repeated")
+    parser.add_argument(
+        "--only", action="append", metavar="MODEL", help=f"this model, or {NODES}; may be repeated"
+    )
     parser.add_argument(
         "--side", action="append", choices=SIDES, help="measure this side only; may be repeated"
     )
@@ -410,15 +486,17 @@ def main() -> None:
     given = parser.parse_args()
     everything = models()
     chosen = [m for m in everything if not given.only or m.id in given.only]
-    unknown = set(given.only or ()) - {m.id for m in everything}
+    unknown = set(given.only or ()) - {m.id for m in everything} - {NODES}
     if unknown:
         sys.exit(f"no model {min(unknown)!r}; there are {', '.join(m.id for m in everything)}")
-    rows_of(chosen, given.side or list(SIDES), keep=given.keep)
-    rows = rows_of(everything, ())
+    sides = given.side or list(SIDES)
+    rows_of(chosen, sides, keep=given.keep)
+    nodes_of(sides if not given.only or NODES in given.only else (), keep=given.keep)
+    rows, nodes = rows_of(everything, ()), nodes_of(())
     if given.write:
-        PAGE.write_text(page(rows), encoding="utf-8")
+        PAGE.write_text(page(rows, nodes), encoding="utf-8")
         print(f"wrote {PAGE.relative_to(ROOT)}")
-    wrong = [r for r in rows if r["edgekit"]["verdict"] in ("wrong", "crashed")]
+    wrong = [r for r in [*rows, *nodes] if r["edgekit"]["verdict"] in ("wrong", "crashed")]
     for row in wrong:
         print(f"WRONG: {row['model']} {row['format']}-{row['precision']}: {row['edgekit']['reason']}")
     sys.exit(1 if wrong else 0)

@@ -16,6 +16,7 @@ from edgekit.errors import InvalidFileError
 from tests.models import bare, model, models
 from tests.models.bare import run_bare
 from tests.models.bare_nodes import run_node
+from tests.models.edgekit_nodes import convert_node
 from tests.models.feeds import feeds_of
 from tests.models.fetch import PACKAGES, Package, fetch, unpack
 from tests.models.judging import judge
@@ -87,7 +88,24 @@ def test_the_node_tests_are_all_there() -> None:
 )
 def test_a_node_test_is_judged_by_its_own_outputs(name: str, verdict: str) -> None:
     case = next(case for case in node_cases() if case.name == name)
-    assert run_node("openvino", case)[0] == verdict
+    assert run_node("openvino", case).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "format_", "verdict"),
+    [
+        ("test_relu", "onnx", "right"),
+        ("test_relu", "openvino", "right"),
+        ("test_adam", "onnx", "refused"),
+        ("test_spacetodepth_crd_mode_example", "onnx", "right"),
+        ("test_spacetodepth_crd_mode_example", "openvino", "refused"),
+    ],
+)
+def test_edgekit_makes_of_a_node_test_what_is_right_or_nothing(name: str, format_: str, verdict: str) -> None:
+    case = next(case for case in node_cases() if case.name == name)
+    found = convert_node(format_, case)
+    assert found.verdict == verdict
+    assert bool(found.reason) == (verdict == "refused")
 
 
 # Fetching
@@ -241,6 +259,14 @@ def test_a_bare_tool_that_fails_says_why() -> None:
     found = run_bare(model("d6"), "openvino", "fp32")
     assert found.verdict == "failed"
     assert found.reason
+
+
+def test_an_artifact_in_which_nothing_is_quantized_is_no_int8() -> None:
+    """The recurrent network's layers are inside an If, where ONNX Runtime's quantizer does not look."""
+    found = run_bare(model("d6"), "onnx", "int8-dynamic")
+    assert (found.verdict, found.reason) == ("failed", "made, but nothing in it is quantized")
+    for format_ in ("tflite", "onnx", "openvino"):
+        assert run_bare(model("reference-cnn"), format_, "int8").verdict == "right"
 
 
 def test_where_there_is_no_tool_the_harness_says_so() -> None:

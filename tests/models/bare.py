@@ -26,6 +26,7 @@ from tests.corpus import ROOT
 from tests.models import Model, model
 from tests.models.build import built
 from tests.models.feeds import Feed, feeds_of, save_feeds
+from tests.models.integers import holds_integers
 from tests.models.judging import Judgement, judge
 
 __all__ = ["BareResult", "Child", "judge_file", "run_bare", "run_child"]
@@ -96,6 +97,8 @@ def judge_file(entry: Model, format_: str, precision: str, file: Path) -> BareRe
     """
     feeds = feeds_of(entry)
     size = sum(part.stat().st_size for part in _files(file, format_))
+    if precision.startswith("int") and not holds_integers(format_, file):
+        return BareResult("failed", "made, but nothing in it is quantized", size_bytes=size)
     source = _load(_answers(entry, feeds.comparison))
     with tempfile.TemporaryDirectory() as scratch:
         answers = Path(scratch) / "answers.npz"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,30 +19,35 @@ from typing import Any
 import numpy as np
 
 from tests.corpus import ROOT
+from tests.models.feeds import Feed
 from tests.models.nodes import NodeCase, agrees, node_cases
 
-__all__ = ["NodeResult", "run_node", "run_nodes"]
+__all__ = ["NodeResult", "main", "run_node", "run_nodes", "run_onnxruntime", "run_openvino"]
 
 TIME_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What became of one test: `right`, `wrong` or `failed`, and the first line of why."""
+    """What became of one test: `right`, `wrong`, `failed` or, of EdgeKit, `refused`, and the first line of why."""
 
     verdict: str
     reason: str
 
 
-def run_nodes(format_: str) -> dict[str, NodeResult]:
-    """Run every node test in a runtime, `onnx` or `openvino`; results by the test's name."""
+#: What is done with one test for one format.
+Runner = Callable[[str, NodeCase], NodeResult]
+
+
+def run_nodes(format_: str, module: str = "tests.models.bare_nodes") -> dict[str, NodeResult]:
+    """Run every node test for a format, `onnx` or `openvino`, in children that are `module`; results by test."""
     found: dict[str, NodeResult] = {}
     names = [case.name for case in node_cases()]
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "results.jsonl"
         while len(found) < len(names):
             lines.write_bytes(b"")
-            how = _child(format_, len(found), lines)
+            how = _child(module, format_, len(found), lines)
             done = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
             found.update({entry["name"]: NodeResult(entry["verdict"], entry["reason"]) for entry in done})
             if len(found) < len(names):
@@ -49,8 +55,8 @@ def run_nodes(format_: str) -> dict[str, NodeResult]:
     return found
 
 
-def _child(format_: str, start: int, lines: Path) -> str:
-    command = [sys.executable, "-m", "tests.models.bare_nodes", "--child", format_, str(start), str(lines)]
+def _child(module: str, format_: str, start: int, lines: Path) -> str:
+    command = [sys.executable, "-m", module, "--child", format_, str(start), str(lines)]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=TIME_LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -58,24 +64,24 @@ def _child(format_: str, start: int, lines: Path) -> str:
     return f"the process died with code {done.returncode}"
 
 
-def _run_from(format_: str, start: int, lines: Path) -> None:
+def _run_from(run: Runner, format_: str, start: int, lines: Path) -> None:
     with lines.open("a", encoding="utf-8") as stream:
         for case in node_cases()[start:]:
-            verdict, reason = run_node(format_, case)
-            stream.write(json.dumps({"name": case.name, "verdict": verdict, "reason": reason}) + "\n")
+            found = run(format_, case)
+            stream.write(json.dumps({"name": case.name, **vars(found)}) + "\n")
             stream.flush()
 
 
-def run_node(format_: str, case: NodeCase) -> tuple[str, str]:
-    """Return the verdict on one test in a runtime, in this process, and the reason where it is not right."""
+def run_node(format_: str, case: NodeCase) -> NodeResult:
+    """Return what a runtime makes of one test in this process."""
     if case.feeds is None:
-        return "failed", "an input is a sequence or an optional, not an array"
+        return NodeResult("failed", "an input is a sequence or an optional, not an array")
+    run = {"onnx": run_onnxruntime, "openvino": run_openvino}[format_]
     try:
-        outputs = {"onnx": _by_onnxruntime, "openvino": _by_openvino}[format_](case)
-        right = agrees(case, outputs)
+        right = agrees(case, run(case.model.SerializeToString(), case.feeds))
     except Exception as error:  # noqa: BLE001  # whatever a runtime raises is what this measures
-        return "failed", _reason(error)
-    return ("right", "") if right else ("wrong", "the answer is not the test's")
+        return NodeResult("failed", _reason(error))
+    return NodeResult("right", "") if right else NodeResult("wrong", "the answer is not the test's")
 
 
 def _reason(error: Exception) -> str:
@@ -85,29 +91,28 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {words}"[:300]
 
 
-def _by_onnxruntime(case: NodeCase) -> list[Any]:
+def run_onnxruntime(model: bytes | Path, feeds: Feed) -> list[Any]:
+    """Return the outputs of an ONNX model, its file or what is in it, in the model's order."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        case.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return list(session.run(None, case.feeds))
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, feeds))
 
 
-def _by_openvino(case: NodeCase) -> list[Any]:
+def run_openvino(model: bytes | Path, feeds: Feed) -> list[Any]:
+    """Return the outputs of a model, a file or the ONNX that is in one, in the model's order."""
     import io
 
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(io.BytesIO(case.model.SerializeToString()))
-    request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-    assert case.feeds is not None
+    network = core.read_model(io.BytesIO(model) if isinstance(model, bytes) else model)
+    request = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     # it drops inputs that nobody reads, and one that an Identity follows has that one's name too
-    given = {name: port for port in request.model_inputs for name in port.names if name in case.feeds}
-    request.infer({name: _tensor(case.feeds[name], port) for name, port in given.items()})
+    given = {name: port for port in request.model_inputs for name in port.names if name in feeds}
+    request.infer({name: _tensor(feeds[name], port) for name, port in given.items()})
     return [_typed(request.get_output_tensor(index)) for index in range(len(request.model_outputs))]
 
 
@@ -142,12 +147,12 @@ _EXTENDED = {
 }
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], run: Runner = run_node, module: str = "tests.models.bare_nodes") -> None:
     """Run as the child of `run_nodes`, or write all results to a file and print how many there are of each."""
     if arguments[0] == "--child":
-        _run_from(arguments[1], int(arguments[2]), Path(arguments[3]))
+        _run_from(run, arguments[1], int(arguments[2]), Path(arguments[3]))
         return
-    found = run_nodes(arguments[0])
+    found = run_nodes(arguments[0], module)
     rows = {name: [result.verdict, result.reason] for name, result in found.items()}
     Path(arguments[1]).write_text(json.dumps(rows, indent=0), encoding="utf-8")
     print(dict(Counter(result.verdict for result in found.values())))
