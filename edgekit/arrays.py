@@ -20,7 +20,17 @@ from edgekit.archive import write_archive
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ArrayFileError", "StoredArray", "encode_npz", "open_arrays", "read_npy", "read_npz"]
+__all__ = [
+    "ArrayFileError",
+    "StoredArray",
+    "encode_npz",
+    "load_own",
+    "open_arrays",
+    "read_npy",
+    "read_npz",
+    "save_own",
+    "text_as_objects",
+]
 
 #: Deflate cannot shrink anything further than this (zlib's technical details: 1032 to 1).
 _DEFLATE_RATIO = 1032
@@ -262,6 +272,32 @@ def _fill(stream: IO[bytes], view: memoryview, name: str) -> None:
         position += len(chunk)
 
 
+def save_own(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an `.npz` for `load_own`, from one process of EdgeKit to another. Text goes as text, never pickled."""
+    import numpy as np
+
+    plain = {name: _storable(array) for name, array in arrays.items()}
+    np.savez(path, **plain)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+
+
+def load_own(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return what `save_own` wrote, text as runtimes take it."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: text_as_objects(array) for name, array in archive.items()}
+
+
+def text_as_objects(array: np.ndarray) -> np.ndarray:
+    """Return text as numpy `object`, as runtimes take it; anything else as it is."""
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Return an array as files hold it without pickles: text in a width of its own."""
+    return array.astype(str) if array.dtype == object else array
+
+
 def encode_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return an uncompressed `.npz` whose bytes depend on nothing but the arrays."""
     import numpy as np
@@ -270,7 +306,10 @@ def encode_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     for name, array in arrays.items():
         stream = io.BytesIO()
         np.lib.format.write_array(
-            stream, np.ascontiguousarray(array).reshape(array.shape), (1, 0), allow_pickle=False
+            stream,
+            np.ascontiguousarray(_storable(array)).reshape(array.shape),
+            (1, 0),
+            allow_pickle=False,
         )
         members[name + ".npy"] = stream.getvalue()
     out = io.BytesIO()

@@ -45,7 +45,7 @@ from edgekit.routes import converters, start_of
 from edgekit.samples import gather_samples
 from edgekit.sequences import check_state, driven_inputs, with_states
 from edgekit.sources import check_options, hash_source, identify
-from edgekit.tensors import takes_whole
+from edgekit.tensors import check_specs, takes_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,6 +169,7 @@ class _Conversion:
         _check_installed([w for w in wanted if not w.skipped])
         self.progress("reading the model", 0, 1)
         self.source = self.factory.describe(self.kind, request.model)
+        check_specs(self.source.inputs, self.source.outputs)
         self.notes += self.source.notes
         if self.source.quantized:
             wanted = self._wanted(self.source.quantized)

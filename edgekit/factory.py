@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.arrays import load_own, save_own
 from edgekit.check.survey import Surveyed
 from edgekit.converters import CONVERTERS, Converted, get_converter
 from edgekit.errors import ConversionError, EdgeKitError, MachineError
@@ -135,7 +136,7 @@ class Factory:
             kind, str(model.absolute()), self._store(inputs), str(out), self._options, dict(state or {})
         )
         self._ask(source_class(kind).environment, task)
-        return _load(out)
+        return load_own(out)
 
     def score(
         self,
@@ -164,7 +165,7 @@ class Factory:
         )
         answers = self._ask(_SCORE, task)
         scored = next(a.scored for a in answers if a.scored is not None)
-        return _load(out), scored
+        return load_own(out), scored
 
     def float_peak(self, inputs: Mapping[str, np.ndarray]) -> float | None:
         """Return the largest absolute value inside the float32 ONNX that was made; None when none was.
@@ -374,18 +375,9 @@ class Factory:
         return self._scratch / f"{next(self._numbers)}-{name}"
 
     def _store(self, arrays: Mapping[str, np.ndarray]) -> str:
-        import numpy as np
-
         path = self._path("inputs.npz")
-        np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+        save_own(path, arrays)
         return str(path)
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
 
 
 def _plan_steps(recipes: Iterable[Recipe], float_recipe: Callable[[Route, str], Recipe]) -> list[_Step]:

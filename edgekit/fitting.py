@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,7 +32,7 @@ def fit_array(spec: TensorSpec, array: np.ndarray, what: str = "data", first: in
 
 
 def check_shape(spec: TensorSpec, shape: tuple[int, ...], what: str) -> None:
-    """Refuse a shape [N, …] that is empty or not the input's; raises `UsageError`."""
+    """Refuse a shape [N, …] that is not the input's, or empty where that is not; raises `UsageError`."""
     want = spec.shape[1:]
     if len(shape) != len(spec.shape) or any(w not in (-1, g) for w, g in zip(want, shape[1:], strict=True)):
         raise UsageError(
@@ -41,7 +40,7 @@ def check_shape(spec: TensorSpec, shape: tuple[int, ...], what: str) -> None:
             got=list(shape),
             expected=f"[N, {_sizes(want)}]",
         )
-    if not math.prod(shape):
+    if not shape[0] or any(not g for w, g in zip(want, shape[1:], strict=True) if w):
         raise UsageError(f"{what}: input {spec.name!r} is empty", got=list(shape))
 
 

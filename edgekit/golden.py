@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from edgekit.arrays import ArrayFileError, encode_npz, read_npz
+from edgekit.arrays import ArrayFileError, encode_npz, read_npz, text_as_objects
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.manifest import GoldenTolerance
 from edgekit.metrics import both_classes, predicted_classes, scored_output
-from edgekit.parity import OutputPart, output_parts
+from edgekit.parity import OutputPart, as_numbers, is_text, output_parts
 from edgekit.sequences import STEPS, run_sequence
-from edgekit.tensors import join_samples, one_sample, sample_shape, takes_whole
+from edgekit.tensors import join_samples, one_sample
 
 if TYPE_CHECKING:
     from edgekit.runtimes.base import Session
@@ -204,10 +204,12 @@ def _clear_of_ties(margin: np.ndarray, usable: np.ndarray) -> np.ndarray:
 def _strata(
     outputs: Mapping[str, np.ndarray], labels: np.ndarray | None, task: str, count: int
 ) -> np.ndarray:
-    """Return the group of each sample: its class, or the bin of its mean output, int64 [N]."""
+    """Return the group of each sample: its class, or the bin of its mean output, int64 [N]; of text one for all."""
     if task == "classification":
         return predicted_classes(outputs) if labels is None else np.asarray(labels).astype(np.int64)
     array = np.asarray(scored_output(outputs))
+    if is_text(array) or not array.size:
+        return np.zeros(len(array), np.int64)
     level = array.reshape(len(array), -1).astype(np.float64).mean(axis=1)
     ranks = np.argsort(np.argsort(level, kind="stable"), kind="stable")
     groups: np.ndarray = ranks * min(count, len(ranks)) // len(ranks)
@@ -268,7 +270,7 @@ def read_golden(path: str | os.PathLike[str], origin: str) -> GoldenSet:
     """
     where = Path(path).name
     try:
-        arrays = read_npz(path)
+        arrays = {name: text_as_objects(array) for name, array in read_npz(path).items()}
         groups = _group(arrays)
         inputs = {name: _restore(name, array, groups["scale"]) for name, array in groups["input"].items()}
         _check_lengths(inputs, groups["output"])
@@ -345,8 +347,8 @@ def run_samples(
     """Run samples one at a time, as a device mostly does.
 
     Args:
-        session: The artifact; where its batch is fixed at more than one, each sample is repeated to fill it.
-        inputs: Arrays by canonical name, [N, …].
+        session: The artifact.
+        inputs: Arrays by canonical name, [N, …]; where its batch is fixed at more than one, [N, batch, …].
         progress: Is told (phrase, samples done, samples in all).
         state: Input name to output name; the samples are then steps, as `edgekit.sequences` has them.
 
@@ -365,21 +367,13 @@ def run_samples(
 
 
 def _run_one(session: Session, inputs: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-    feed, batch = {}, 1
-    if takes_whole(session.inputs):
-        given = {
-            name: array for name, array in inputs.items() if name in {spec.name for spec in session.inputs}
-        }
-        answer = session.run(one_sample(session.inputs, given, index))
-        return {name: np.array(array) for name, array in answer.items()}
-    for spec in session.inputs:
-        array = inputs.get(spec.name)
-        if array is None:
-            raise UsageError(f"input {spec.name!r} is missing", got=sorted(inputs))
-        batch = sample_shape(spec)[0] if spec.shape else 1
-        feed[spec.name] = np.ascontiguousarray(np.repeat(array[index : index + 1], batch, axis=0))
+    missing = next((spec.name for spec in session.inputs if spec.name not in inputs), None)
+    if missing is not None:
+        raise UsageError(f"input {missing!r} is missing", got=sorted(inputs))
+    given = {spec.name: inputs[spec.name] for spec in session.inputs}
+    feed = {name: np.asarray(a, order="C") for name, a in one_sample(session.inputs, given, index).items()}
     # copied: a session's outputs are valid until its next run only
-    return {name: np.array(array[: len(array) // batch]) for name, array in session.run(feed).items()}
+    return {name: np.array(array) for name, array in session.run(feed).items()}
 
 
 def _judge(n: int, error: float, agreement: int | None, most: float, least: int) -> GoldenOutcome:
@@ -408,6 +402,9 @@ def _ranges(outputs: Mapping[str, np.ndarray], task: str) -> dict[OutputPart, fl
     """Return the range of each output, or of its parts where those differ in kind; of a constant one, its size."""
     found = {}
     for part in output_parts(outputs, task):
+        if is_text(outputs[part.output]) or not outputs[part.output].size:
+            found[part] = 1.0
+            continue
         values = np.asarray(part.of(outputs[part.output]), np.float64)
         found[part] = float(np.ptp(values)) or max(float(np.abs(values).max()), 1e-12)
     return found
@@ -447,9 +444,12 @@ def _errors(
     expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], scale: Mapping[OutputPart, float]
 ) -> Iterator[float]:
     for part, size in scale.items():
-        want = np.asarray(expected[part.output], np.float64)
-        have = np.asarray(got[part.output], np.float64) if part.output in got else np.empty(0)
-        if have.shape != want.shape or not np.isfinite(have).all():
+        whole, there = expected[part.output], got.get(part.output)
+        if there is None or there.shape != whole.shape:
+            yield np.inf
+            continue
+        want, have = as_numbers(whole, whole), as_numbers(there, whole)
+        if not np.isfinite(have).all():
             yield np.inf
         else:
             yield float(np.abs(part.of(have) - part.of(want)).max(initial=0.0)) / size

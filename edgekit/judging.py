@@ -147,10 +147,13 @@ class Examination:
     def _judged_as(self, precision: str, parity: ParityEvidence) -> tuple[str, float]:
         """Return the precision whose limits count, and how far the source itself moves where that is the reason.
 
-        A source that computes in integers, or whose answers hang on the order of its sums, is no nearer to itself.
+        A source that computes in integers or in half precision, or whose answers hang on the order of its sums, is no
+        nearer to itself.
         """
         if self.source_precision and precision in _FINER:
             return self.source_precision, 0.0
+        if precision == "fp32" and any(answer.dtype.name == "float16" for answer in self.reference.values()):
+            return "fp16", 0.0
         if (
             precision == "fp32"
             and not _within(parity.max_error, "fp32")

@@ -12,7 +12,7 @@ from edgekit.manifest import ParityEvidence
 from edgekit.metrics import cosines, predicted_classes, predicted_mask, scored_output, signal_to_noise
 from edgekit.postprocess import Boxes, finish, parse_postprocess
 
-__all__ = ["OutputPart", "measure_parity", "output_parts"]
+__all__ = ["OutputPart", "as_numbers", "is_text", "measure_parity", "output_parts"]
 
 #: A score says something where it is further than this share of its range from what most anchors answer.
 _TELLING = 0.25
@@ -122,14 +122,15 @@ def measure_parity(
     n = len(next(iter(reference.values())))
     for name, want in reference.items():
         got = np.asarray(outputs[name])
-        if got.shape != want.shape or not np.isfinite(got.astype(np.float64)).all():
+        if got.shape != want.shape or not (is_text(got) or np.isfinite(got.astype(np.float64)).all()):
             return ParityEvidence(n=n, max_error=1.0, p95_error=1.0, finite=False)
     measured = [
         _measure_part(
             part, reference, outputs, pairs, by_column=targets and _is_scored(part.output, reference)
         )
         for part in output_parts(reference, task, steps)
-    ]
+        if reference[part.output].size
+    ] or [_Measured(0.0, 0.0, 0.0, 0.0, constant=False, active=None)]
     active = [m.active for m in measured if m.active is not None]
     more = _by_task(task, reference, outputs, steps)
     return ParityEvidence(
@@ -169,16 +170,16 @@ def _measure_part(
     *,
     by_column: bool,
 ) -> _Measured:
-    expected = np.asarray(part.of(reference[part.output]), np.float64)
-    got = np.asarray(part.of(outputs[part.output]), np.float64)
-    scale = _scale(expected, by_column=by_column)
+    whole = reference[part.output]
+    expected, got = (part.of(as_numbers(each, whole)) for each in (whole, outputs[part.output]))
+    scale = np.ones(()) if is_text(whole) else _scale(expected, by_column=by_column)
     error = np.abs(got - expected) / scale
     apart = np.zeros(1)
     if pairs is not None:
         # another shape may not even have the part
-        together = np.asarray(pairs[part.output], np.float64)
-        alone = np.asarray(outputs[part.output], np.float64)[:2]
-        fits = together.shape == alone.shape
+        pair, alone = pairs[part.output], as_numbers(outputs[part.output], whole)[:2]
+        fits = pair.shape == alone.shape
+        together = as_numbers(pair, whole[:2]) if fits else alone
         apart = _difference(part.of(together), part.of(alone), scale) if fits else np.ones(1)
     return _Measured(
         biggest=float(error.max(initial=0.0)),
@@ -188,6 +189,19 @@ def _measure_part(
         constant=_varies(expected) and not _varies(got),
         active=_active_error(expected, error) if part.kind == "scores" else None,
     )
+
+
+def is_text(array: np.ndarray) -> bool:
+    """Tell whether an output holds text."""
+    return array.dtype.kind in "OSU"
+
+
+def as_numbers(array: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Return an output as numbers, float64 of its shape: of text, 0 where it is that of `like`, 1 where it is not."""
+    if not is_text(array):
+        return np.asarray(array, np.float64)
+    other: np.ndarray = array.astype(str) != like.astype(str)
+    return other.astype(np.float64)
 
 
 def _scale(expected: np.ndarray, *, by_column: bool) -> np.ndarray:

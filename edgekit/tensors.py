@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekit.errors import UsageError
+from edgekit.errors import ConversionError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,7 @@ __all__ = [
     "DTYPES",
     "TensorSpec",
     "check_feed",
+    "check_specs",
     "describe",
     "join_samples",
     "one_sample",
@@ -98,6 +99,24 @@ def join_samples(
 
     join = np.stack if takes_whole(specs) else np.concatenate
     return {name: join([row[name] for row in rows]) for name in rows[0]}
+
+
+def check_specs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Refuse a model that EdgeKit could neither feed nor judge.
+
+    Raises:
+        ConversionError: It has no input or no output, or one that is no tensor of a dtype in `DTYPES`.
+    """
+    for what, specs in (("input", inputs), ("output", outputs)):
+        if not specs:
+            raise ConversionError(f"the model has no {what}")
+        odd = next((spec for spec in specs if spec.dtype not in DTYPES), None)
+        if odd is not None:
+            raise ConversionError(
+                f"the model's {what} {odd.name!r} is of a type that no data can be given or judged in",
+                got=odd.dtype,
+                expected="a tensor of " + ", ".join(DTYPES),
+            )
 
 
 def check_feed(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> None:

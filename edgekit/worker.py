@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekit.arrays import load_own, save_own
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.errors import ConversionError, EdgeKitError, MachineError, UnavailableError
 from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
@@ -100,10 +101,10 @@ def _run_source(task: RunSource) -> Iterator[Answer]:
     from edgekit.sources import open_source
 
     source = open_source(task.kind, Path(task.path), task.options)
-    data = _arrays(task.data)
+    data = load_own(task.data)
     if task.state:
         answers = run_sequence(source.run, data, task.state, source.inputs)
-        np.savez(task.out, **answers)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+        save_own(task.out, answers)
         yield Answer()
         return
     n = len(next(iter(data.values())))
@@ -115,7 +116,7 @@ def _run_source(task: RunSource) -> Iterator[Answer]:
     else:
         parts = [source.run({k: v[i : i + step] for k, v in data.items()}) for i in range(0, n, step)]
         outputs = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in source.outputs}
-    np.savez(task.out, **outputs)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+    save_own(task.out, outputs)
     yield Answer()
 
 
@@ -159,7 +160,7 @@ def _score(task: Score) -> Iterator[Answer]:
         ),
         SessionOptions(threads=task.threads, extra=task.extra),
     )
-    data = _arrays(task.data)
+    data = load_own(task.data)
     pairs = task.pairs and all(spec.shape[:1] == (-1,) for spec in session.inputs)
     try:
         answers = (
@@ -175,7 +176,7 @@ def _score(task: Score) -> Iterator[Answer]:
         p50_ms = _time(session, first, task.timed_runs)
     except MachineError as error:  # the artifact's fault here, not the machine's: it cannot ship
         raise ConversionError(str(error)) from error
-    np.savez(task.out, **answers)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+    save_own(task.out, answers)
     placement = dict(session.placement)
     session.close()
     yield Answer(scored=Scored(p50_ms, runtime.version(), placement, pairs))
@@ -187,7 +188,7 @@ def _find_peak(task: FindPeak) -> Iterator[Answer]:
     from edgekit.canonical import open_inside
 
     session = open_inside(Path(task.path))
-    data = _arrays(task.data)
+    data = load_own(task.data)
     peak = 0.0
     inputs = [
         TensorSpec(given.name, "", tuple(n if isinstance(n, int) else -1 for n in given.shape))
@@ -227,13 +228,6 @@ def _time(session: Session, feed: dict[str, np.ndarray], runs: int) -> float:
             session.run(feed)
             times.append(time.perf_counter_ns() - start)
     return sorted(times)[len(times) // 2] / 1e6
-
-
-def _arrays(path: str) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
 
 
 def _peak_mib() -> float:

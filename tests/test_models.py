@@ -96,9 +96,11 @@ def test_a_node_test_is_judged_by_its_own_outputs(name: str, verdict: str) -> No
     [
         ("test_relu", "onnx", "right"),
         ("test_relu", "openvino", "right"),
+        ("test_attention_4d_fp16", "onnx", "right"),  # half precision, taken apart for an older opset
+        ("test_string_split_basic", "onnx", "right"),
+        ("test_convinteger_without_padding", "openvino", "right"),  # quantized already
+        ("test_isinf", "onnx", "right"),  # whose inputs are no data
         ("test_adam", "onnx", "refused"),
-        ("test_spacetodepth_crd_mode_example", "onnx", "right"),
-        ("test_spacetodepth_crd_mode_example", "openvino", "refused"),
     ],
 )
 def test_edgekit_makes_of_a_node_test_what_is_right_or_nothing(name: str, format_: str, verdict: str) -> None:

@@ -60,7 +60,8 @@ class OnnxSource(Source):
         self.outputs = tuple(self._spec(node) for node in self.session.get_outputs())
 
     def _spec(self, node: Any) -> TensorSpec:
-        dtype = _ONNX_DTYPES.get(node.type) or node.type.removeprefix("tensor(").removesuffix(")")
+        plain = node.type[len("tensor(") : -1] if node.type.startswith("tensor(") else node.type
+        dtype = _ONNX_DTYPES.get(node.type, plain)
         shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
         return TensorSpec(name=node.name, dtype=dtype, shape=shape)
 

@@ -64,18 +64,19 @@ def _plain(value: Any) -> Any:
     return np.asarray(value) if np.isscalar(value) else value
 
 
-def agrees(case: NodeCase, outputs: list[Any]) -> bool:
+def agrees(case: NodeCase, outputs: list[Any], precision: str = "fp32") -> bool:
     """Say whether outputs are what the test wants; NaN equals NaN.
 
-    Within the test's own tolerances, or within what parity allows any float32 artifact: an error near zero that is
-    a ten-thousandth of the output's range makes nobody's answer wrong.
+    Within the test's own tolerances, or within what parity allows any artifact of that precision: an error near zero
+    that is a ten-thousandth of the output's range makes nobody's answer wrong.
     """
     if len(outputs) != len(case.outputs):
         return False
-    return all(_close(want, got, case) for want, got in zip(case.outputs, outputs, strict=True))
+    allowed = LIMITS[precision].p95_error
+    return all(_close(want, got, case, allowed) for want, got in zip(case.outputs, outputs, strict=True))
 
 
-def _close(want: Any, got: Any, case: NodeCase) -> bool:
+def _close(want: Any, got: Any, case: NodeCase, allowed: float) -> bool:
     want, got = np.asarray(want), np.asarray(got)
     if want.shape != got.shape:
         return False
@@ -85,5 +86,6 @@ def _close(want: Any, got: Any, case: NodeCase) -> bool:
     wide, found = want.astype(kind), got.astype(kind)
     finite = np.isfinite(wide)
     span = float(np.ptp(wide[finite].real)) if finite.any() else 0.0
-    atol = max(case.atol, LIMITS["fp32"].p95_error * span if want.dtype.kind == "f" else 0.0)
+    exact = want.dtype.kind != "f" and allowed == LIMITS["fp32"].p95_error
+    atol = max(case.atol, 0.0 if exact else allowed * span)
     return bool(np.allclose(found, wide, rtol=case.rtol, atol=atol, equal_nan=True))
