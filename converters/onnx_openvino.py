@@ -63,6 +63,7 @@ class OnnxToOpenVino(Converter):
         import openvino as ov
 
         model = ov.convert_model(str(source.path))
+        _keep_inputs(model, source.inputs)
         if recipe.options["static"]:
             model.reshape({spec.name: list(spec.shape) for spec in self.inputs(source, recipe)})
         return save_ir(model, folder, half=recipe.precision == "fp16")
@@ -70,6 +71,22 @@ class OnnxToOpenVino(Converter):
     def inputs(self, source: SourceModel, recipe: Recipe) -> tuple[TensorSpec, ...]:
         """Return the inputs, the batch fixed at one where the target takes fixed shapes only."""
         return _frozen(source.inputs) if recipe.options["static"] else source.inputs
+
+
+def _keep_inputs(model: Any, inputs: Sequence[TensorSpec]) -> None:
+    """Put back the inputs that OpenVINO dropped since no operator reads them: the bundle has all of them."""
+    import numpy as np
+    from openvino import PartialShape, Type
+    from openvino.op import Parameter
+
+    there = {name for port in model.inputs for name in port.get_names()}
+    for spec in inputs:
+        if spec.name not in there:
+            kind = Type.string if spec.dtype == "bytes" else Type(np.dtype(spec.dtype))
+            lost = Parameter(kind, PartialShape(list(spec.shape)))
+            lost.set_friendly_name(spec.name)
+            lost.output(0).set_names({spec.name})
+            model.add_parameters([lost])
 
 
 def _frozen(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:

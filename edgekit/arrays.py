@@ -30,6 +30,7 @@ __all__ = [
     "read_npz",
     "save_own",
     "text_as_objects",
+    "text_as_units",
 ]
 
 #: Deflate cannot shrink anything further than this (zlib's technical details: 1032 to 1).
@@ -276,7 +277,7 @@ def save_own(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> 
     """Write an `.npz` for `load_own`, from one process of EdgeKit to another. Text goes as text, never pickled."""
     import numpy as np
 
-    plain = {name: _storable(array) for name, array in arrays.items()}
+    plain = {name: text_as_units(array) for name, array in arrays.items()}
     np.savez(path, **plain)  # type: ignore[arg-type]  # numpy's stub takes the names for options
 
 
@@ -293,8 +294,8 @@ def text_as_objects(array: np.ndarray) -> np.ndarray:
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
-    """Return an array as files hold it without pickles: text in a width of its own."""
+def text_as_units(array: np.ndarray) -> np.ndarray:
+    """Return an array as files hold it without pickles: text in numpy's own units, all of one width."""
     return array.astype(str) if array.dtype == object else array
 
 
@@ -307,7 +308,7 @@ def encode_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
         stream = io.BytesIO()
         np.lib.format.write_array(
             stream,
-            np.ascontiguousarray(_storable(array)).reshape(array.shape),
+            np.ascontiguousarray(text_as_units(array)).reshape(array.shape),
             (1, 0),
             allow_pickle=False,
         )

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from edgekit.arrays import text_as_units
 from edgekit.errors import MachineError
 from edgekit.tensors import TensorSpec
 
@@ -187,8 +188,8 @@ class SampleWriter:
             entry = self._entries[name]
             assert entry.stored == array.dtype.str
             assert entry.shape[1:] == array.shape[1:]
-            for row in array:
-                data = row.tobytes()
+            for i in range(len(array)):
+                data = array[i : i + 1].tobytes()
                 self._streams[name].write(data)
                 self._hashes[name].update(data)
             self._entries[name] = msgspec.structs.replace(
@@ -239,6 +240,6 @@ class SampleWriter:
 def store_samples(folder: Path, arrays: Mapping[str, np.ndarray], *, whole: bool = False) -> Path:
     """Write arrays [N, …] by canonical name into a new folder, for `SampleFolder` to read; `whole` as in `close`."""
     writer = SampleWriter(folder)
-    writer.add(arrays)
-    writer.close(whole=whole)
+    writer.add({name: text_as_units(array) for name, array in arrays.items()})
+    writer.close(whole=whole, dtypes={name: "bytes" for name, a in arrays.items() if a.dtype == object})
     return folder

@@ -84,10 +84,8 @@ def one_sample(
     specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray], index: int
 ) -> dict[str, np.ndarray]:
     """Return one sample of data, [N, …] by name, as a call takes it."""
-    import numpy as np
-
     if takes_whole(specs):
-        return {name: np.asarray(array[index]) for name, array in arrays.items()}
+        return {name: array[index : index + 1].reshape(array.shape[1:]) for name, array in arrays.items()}
     return {name: array[index : index + 1] for name, array in arrays.items()}
 
 
