@@ -48,8 +48,8 @@ conversion-table: setup  ## docs/conversion-table.md: every model, format and pr
 mutants: setup  ## Mutation scores of the core modules (under 30 minutes; MODULES="edgekit/gate.py …")
 	$(BIN)/python .ci/mutants.py $(MODULES)
 
-soak: setup  ## The long suites in full; writes docs/soak/<commit>.md
-	$(BIN)/python .ci/soak.py
+soak: setup  ## The long suites in full, or TESTS="tests/test_x.py …" of them; writes docs/soak/<commit>.md
+	$(BIN)/python .ci/soak.py $(TESTS)
 
 wheel: setup  ## The sdist, and the wheel built from it, in dist/
 	rm -rf dist build

@@ -1,8 +1,8 @@
 """Run the long suites in full and write down what was seen, with commit and machine.
 
-    python .ci/soak.py
+    python .ci/soak.py [TESTS…]
 
-Writes docs/soak/<commit>.md, and ends with pytest's own exit code.
+Writes docs/soak/<commit>.md, and ends with pytest's own exit code. With tests named, those only: the page says so.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def main() -> None:
     """Run pytest's soak tests, with what they print, and write the page."""
     commit, began = git("rev-parse", "--short=12", "HEAD"), time.monotonic()
     dirty = " with uncommitted changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    chosen = sys.argv[1:]
     command = [sys.executable, "-m", "pytest", "-m", "soak", "-rA", "--durations=0", "-p", "no:cacheprovider"]
-    code, seen = run_shown(command)
+    code, seen = run_shown([*command, *chosen])
     FOLDER.mkdir(parents=True, exist_ok=True)
     page = FOLDER / f"{commit}.md"
     page.write_text(
@@ -33,7 +34,8 @@ def main() -> None:
         f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC, "
         f"{time.monotonic() - began:.0f} s, exit code {code}.\n\n"
         f"Machine: {machine()}.\n\n"
-        f"```\n{without_paths(seen).strip()}\n```\n",
+        + (f"Only {', '.join(chosen)}.\n\n" if chosen else "")
+        + f"```\n{without_paths(seen).strip()}\n```\n",
         encoding="utf-8",
     )
     print(f"wrote {page.relative_to(ROOT)}")
