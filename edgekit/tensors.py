@@ -16,6 +16,7 @@ __all__ = [
     "DTYPES",
     "TensorSpec",
     "check_feed",
+    "check_rows",
     "check_specs",
     "describe",
     "join_samples",
@@ -114,6 +115,27 @@ def check_specs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> 
                 f"the model's {what} {odd.name!r} is of a type that no data can be given or judged in",
                 got=odd.dtype,
                 expected="a tensor of " + ", ".join(DTYPES),
+            )
+
+
+def check_rows(outputs: Mapping[str, np.ndarray], n: int) -> None:
+    """Refuse outputs that cannot be told apart by sample.
+
+    Args:
+        outputs: What a model answered to `n` samples, by name.
+        n: The samples.
+
+    Raises:
+        ConversionError: Naming the output whose first axis is not the samples'.
+    """
+    for name, array in outputs.items():
+        if array.shape[:1] != (n,):
+            raise ConversionError(
+                f"the model's output {name!r} has not one row for each sample",
+                got=f"{list(array.shape)} of {n} sample{'s' * (n > 1)}",
+                expected=f"[{n}, …]",
+                hint="Where its rows depend on the data, as behind a suppression of boxes, end the graph before that "
+                "and give the rest as [[postprocess]].",
             )
 
 

@@ -39,7 +39,7 @@ from edgekit.tasks import (
     Survey,
     Task,
 )
-from edgekit.tensors import TensorSpec, join_samples, one_sample, takes_whole
+from edgekit.tensors import TensorSpec, check_rows, join_samples, one_sample, takes_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,10 @@ def _run_source(task: RunSource) -> Iterator[Answer]:
             source.inputs, [source.run(one_sample(source.inputs, data, i)) for i in range(n)]
         )
     else:
-        parts = [source.run({k: v[i : i + step] for k, v in data.items()}) for i in range(0, n, step)]
+        parts = []
+        for i in range(0, n, step):
+            parts.append(source.run({k: v[i : i + step] for k, v in data.items()}))
+            check_rows(parts[-1], min(step, n - i))
         outputs = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in source.outputs}
     save_own(task.out, outputs)
     yield Answer()

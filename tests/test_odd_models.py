@@ -123,3 +123,17 @@ def test_what_no_data_can_be_given_to_is_refused(
     assert done.code == 3
     assert said in done.line
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_whose_rows_are_not_the_samples_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As behind a suppression of boxes: how many there are depends on the data."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("NonZero", ["x"], ["found"]), helper.make_node("Transpose", ["found"], ["y"])]
+    inputs, outputs = [value("x", TensorProto.FLOAT, ["n", 3])], [value("y", TensorProto.INT64, ["found", 2])]
+    write(tmp_path / "m.onnx", nodes, inputs, outputs)
+    done = convert(tmp_path, capsys, x=np.tile(np.array([[1.0, 0.0, 2.0]], np.float32), (40, 1)))
+    assert done.code == 3
+    assert "output 'y' has not one row for each sample: got [64, 2] of 32 samples" in done.line
+    assert "[[postprocess]]" in done.line
