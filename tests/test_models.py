@@ -99,7 +99,11 @@ def test_a_node_test_is_judged_by_its_own_outputs(name: str, verdict: str) -> No
         ("test_attention_4d_fp16", "onnx", "right"),  # half precision, taken apart for an older opset
         ("test_string_split_basic", "onnx", "right"),
         ("test_convinteger_without_padding", "openvino", "right"),  # quantized already
-        ("test_isinf", "onnx", "right"),  # whose inputs are no data
+        (
+            "test_castlike_FLOAT_to_DOUBLE",
+            "openvino",
+            "refused",
+        ),  # infinity is no data, and OpenVINO clamps it
         ("test_reduce_l1_default_axes_keepdims_example", "openvino", "right"),  # an input that nothing reads
         ("test_adam", "onnx", "refused"),
     ],
