@@ -100,6 +100,10 @@ class Identity:
         """The id that follows from the key."""
         return device_id_of(self.public_key)
 
+    def sign(self, message: bytes) -> str:
+        """Return the signature of a message, in base64; what it is for must stand in its first line."""
+        return base64.b64encode(self._key.sign(message)).decode("ascii")
+
     def sign_request(
         self, method: str, path: str, body: bytes, *, unix_s: float, nonce: str, device_id: str | None = None
     ) -> dict[str, str]:
@@ -121,7 +125,7 @@ class Identity:
             DEVICE_HEADER: device,
             TIMESTAMP_HEADER: str(timestamp_ms),
             NONCE_HEADER: nonce,
-            SIGNATURE_HEADER: base64.b64encode(self._key.sign(message)).decode("ascii"),
+            SIGNATURE_HEADER: self.sign(message),
         }
 
 

@@ -49,24 +49,37 @@ class DeviceSystem:
         return f"{self.machine} with glibc {self.glibc} and Python {self.python}"
 
 
-def requirements(extras: Sequence[str], *, as_here: bool = False) -> list[str]:
+def requirements(extras: Sequence[str], *, as_here: bool = False, python: str = "3.11") -> list[str]:
     """Return what EdgeKit needs with some extras, as pip takes it.
 
     Args:
         extras: Of `edgekit-deploy`.
         as_here: Ask for the versions that this machine has, of what it has.
+        python: The device's; pip itself goes by the one that it runs on.
     """
     found = []
     for line in metadata.requires("edgekit-deploy") or []:
         requirement, _, marker = line.partition(";")
-        extra = re.fullmatch(r"\s*extra == [\"']([\w-]+)[\"']\s*", marker)
-        if marker and (extra is None or extra[1] not in extras):
-            continue  # what depends on an older Python is none of a device's, whose Python is 3.11 or newer
+        if not all(_holds(clause, extras, python) for clause in marker.split(" and ") if clause.strip()):
+            continue
         name = re.match(r"[\w.-]+", requirement)
         assert name is not None
         here = _version_here(name[0]) if as_here else ""
         found.append(f"{name[0]}=={here}" if here else requirement.strip())
     return found
+
+
+def _holds(clause: str, extras: Sequence[str], python: str) -> bool:
+    """Tell whether one clause of a marker holds; EdgeKit's own speak of extras and of `python_version < …` only."""
+    found = re.fullmatch(r"\s*(extra|python_version)\s*(==|<)\s*[\"']([\w.-]+)[\"']\s*", clause)
+    assert found is not None, clause
+    if found[1] == "extra":
+        return found[3] in extras
+    return _numbers(python) < _numbers(found[3])
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(each) for each in version.split(".")]
 
 
 def _version_here(distribution: str) -> str:

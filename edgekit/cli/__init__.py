@@ -28,6 +28,7 @@ COMMANDS = {
     "run": ("edgekit.cli.run:run", "Predict on arrays or image files."),
     "profile": ("edgekit.cli.profile:profile", "Measure latency, throughput and memory on this machine."),
     "compare": ("edgekit.cli.compare:compare", "Compare two profiles, with intervals on the ratios."),
+    "deploy": ("edgekit.cli.deploy:deploy", "Put a bundle onto a device by ssh, and prove it there."),
     "devices": ("edgekit.cli.devices:devices", "List, show and detect devices."),
     "doctor": ("edgekit.cli.doctor:doctor", "Tell what this machine has and what it lacks."),
     "env": ("edgekit.cli.env:env", "Prepare and remove what emulation needs."),

@@ -17,7 +17,7 @@ from edgekit.bundle import Bundle, open_bundle
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.state import StateFolder
 
-__all__ = ["Installed", "install", "installed", "tidy"]
+__all__ = ["Installed", "can_install", "install", "installed", "tidy"]
 
 # names with `:` are kept for what is derived from a model, names with `/` or `..` would leave the folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -37,6 +37,11 @@ class Installed(NamedTuple):
     opened: Bundle | None = None
 
 
+def can_install(name: str) -> bool:
+    """Tell whether a bundle of that name can be installed: it becomes a folder's."""
+    return _NAME.fullmatch(name) is not None
+
+
 def install(path: str | Path, state: StateFolder) -> Installed:
     """Copy a bundle, a folder or an archive, into the repository: whole or not at all, durably.
 
@@ -49,7 +54,7 @@ def install(path: str | Path, state: StateFolder) -> Installed:
     """
     bundle = open_bundle(path)
     name, version = bundle.manifest.name, bundle.manifest.version
-    if not _NAME.fullmatch(name):
+    if not can_install(name):
         raise InvalidFileError(
             f"{path} cannot be installed under its name", got=repr(name), expected="letters, digits, . _ -"
         )

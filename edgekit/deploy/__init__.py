@@ -1,0 +1,1 @@
+"""Onto a device by ssh: looked at, checked, installed, proven there."""
