@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
 from edgekit.attest import Attestation, Evidence
+from edgekit.devices import load_profile
+from edgekit.errors import UsageError
 from edgekit.state import open_state, state_root, write_durably
 
 __all__ = [
@@ -102,6 +105,7 @@ def raise_standing(
     evidence: Evidence,
     attestation: Attestation,
     *,
+    bundle: str,
     address: str,
     date: str,
     state_dir: str | os.PathLike[str] | None = None,
@@ -111,17 +115,21 @@ def raise_standing(
     Args:
         evidence: Verified, and with a golden set that passed.
         attestation: What was signed.
+        bundle: Name and version.
         address: Where the device is.
         date: Today, UTC.
         state_dir: The state folder; None for the default one.
     """
+    from edgekit.deploy.link import plain
+
     assert evidence.golden_passed
+    load_profile(evidence.device)  # it becomes a folder's name
     standing = Standing(
         device=evidence.device,
         device_id=evidence.device_id,
-        board=evidence.board,
-        isa=evidence.isa,
-        bundle=f"{evidence.name} {evidence.version}",
+        board=plain(evidence.board),
+        isa=plain(evidence.isa),
+        bundle=bundle,
         digest=evidence.digest,
         date=date,
         address=address,
@@ -135,11 +143,15 @@ def raise_standing(
 
 def standings(profile_id: str, state_dir: str | os.PathLike[str] | None = None) -> tuple[Standing, ...]:
     """Return the evidence for a profile, newest first; what cannot be read is left out."""
-    return tuple(sorted(_read(profile_id, state_dir), key=lambda each: each.date, reverse=True))
+    try:
+        root = state_root(state_dir)
+    except UsageError:  # no home folder, so no state
+        return ()
+    return tuple(sorted(_read(profile_id, root), key=lambda each: each.date, reverse=True))
 
 
-def _read(profile_id: str, state_dir: str | os.PathLike[str] | None) -> Iterator[Standing]:
-    for path in sorted((state_root(state_dir) / "verified" / profile_id).glob("*.json")):
+def _read(profile_id: str, root: Path) -> Iterator[Standing]:
+    for path in sorted((root / "verified" / profile_id).glob("*.json")):
         try:
             found = msgspec.json.decode(path.read_bytes(), type=Standing)
         except (OSError, msgspec.MsgspecError, ValueError):

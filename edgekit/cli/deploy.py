@@ -47,7 +47,7 @@ __all__ = ["deploy"]
 @click.option(
     "--identity",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Log in with this private key, and no other.",
+    help="Log in with this private key, as `ssh -i` does.",
 )
 @click.option(
     "--ssh-config",

@@ -8,6 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from edgekit.devices import DeviceProfile
+    from edgekit.standing import Standing
 
 __all__ = ["devices"]
 
@@ -23,13 +24,20 @@ def list_(as_json: bool) -> None:
     """List the devices and families that `--target` takes."""
     from edgekit.cli.output import print_json, print_table
     from edgekit.devices import load_profile, profile_ids
+    from edgekit.standing import verified_as
 
     profiles = [load_profile(each) for each in profile_ids()]
     if as_json:
         print_json(profiles)
         return
     rows = [
-        (each.id, each.name, each.family if not each.is_family else "", _made(each), each.verified)
+        (
+            each.id,
+            each.name,
+            each.family if not each.is_family else "",
+            _made(each),
+            verified_as(each.id, each.verified),
+        )
         for each in profiles
     ]
     print_table("", ("id", "device", "family", "convert makes", "verified"), rows)
@@ -46,18 +54,22 @@ def _made(profile: DeviceProfile) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(device: str, as_json: bool) -> None:
     """Show one profile: what the device is, and what suits it."""
+    import msgspec
+
     from edgekit.cli.output import print_json
     from edgekit.devices import load_profile
+    from edgekit.standing import standings
 
-    profile = load_profile(device)
+    profile, here = load_profile(device), standings(device)
     if as_json:
-        print_json(profile)
+        seen = [{k: v for k, v in msgspec.structs.asdict(each).items() if k != "evidence"} for each in here]
+        print_json({**msgspec.structs.asdict(profile), "verified_here": seen})
         return
-    for line in _describe(profile):
+    for line in _describe(profile, here):
         click.echo(line)
 
 
-def _describe(profile: DeviceProfile) -> list[str]:
+def _describe(profile: DeviceProfile, here: tuple[Standing, ...]) -> list[str]:
     from edgekit.detect import isa_name
 
     int8 = profile.int8
@@ -75,13 +87,20 @@ def _describe(profile: DeviceProfile) -> list[str]:
         "int8": f"{int8.activation} activations{' (symmetric)' if int8.symmetric_activations else ''}, {int8.weights} "
         f"weights{' of 7 bits' if int8.reduce_range else ''}",
         "install": profile.install,
-        "verified": profile.verified,
+        "verified": f"hardware, by your own evidence (shipped: {profile.verified})"
+        if here
+        else profile.verified,
     }
     lines = [f"{profile.id}: {profile.name}"]
     lines += [f"  {name + ':':<17}{value}" for name, value in facts.items() if value]
     for rank, each in enumerate(profile.runtimes, 1):
         providers = " -> ".join(each.providers)
         lines.append(f"  {f'runtime {rank}:':<17}{each.runtime} ({providers}): {', '.join(each.precisions)}")
+    lines += [
+        f"  {'seen here:':<17}{each.bundle}, digest {each.digest[:12]}, on {each.date}: {each.board}, {each.address}, "
+        f"device {each.device_id}"
+        for each in here
+    ]
     lines += [f"  withdrawn: {profile.withdrawn}"] if profile.withdrawn else []
     return [*lines, *(f"  note: {note}" for note in profile.notes)]
 

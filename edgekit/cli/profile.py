@@ -58,6 +58,7 @@ __all__ = ["profile"]
 @click.option("--state-dir", metavar="DIR", help="Where --pick pins; by default the state folder.")
 @click.option("--device", metavar="ID", help="Plan by this profile; by default the detected device's.")
 @click.option("--allow-fallback", is_flag=True, help="What was asked for by hand may step down.")
+@click.option("--on", metavar="ssh://HOST", help="Measure on this device, where the bundle was deployed to.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def profile(
     bundle: Path,
@@ -71,6 +72,7 @@ def profile(
     state_dir: str | None,
     device: str | None,
     allow_fallback: bool,
+    on: str | None,
     as_json: bool,
 ) -> None:
     """Measure latency, throughput and memory on this machine.
@@ -83,6 +85,11 @@ def profile(
     from edgekit.cli.output import print_json, progress_bar
     from edgekit.profiling import profile_bundle
 
+    if on is not None:
+        from edgekit.cli.on_device import profile_on
+
+        profile_on(click.get_current_context(), bundle, on, as_json=as_json)
+        return
     given = {
         "runtime": runtimes,
         "artifact": artifact,

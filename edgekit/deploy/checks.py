@@ -120,9 +120,11 @@ def _isa(profile: DeviceProfile, survey: Survey) -> Check:
 
 def _system(survey: Survey) -> Iterator[Check]:
     version = tuple(int(part) for part in survey.python.split(".")[:2] if part.isdecimal())
-    right = version >= _OLDEST_PYTHON and survey.implementation == "CPython"
-    said = f"{survey.implementation} {survey.python}"
-    more = " is there with venv; 3.10 or newer is needed (Debian, Raspberry Pi OS: apt-get install python3 python3-venv)"
+    right = version >= _OLDEST_PYTHON and survey.implementation == "CPython" and survey.venv
+    said = f"{survey.implementation} {survey.python}{'' if survey.venv else ' without venv'}"
+    more = (
+        "; 3.10 or newer is needed, with venv (Debian, Raspberry Pi OS: apt-get install python3 python3-venv)"
+    )
     yield Check("python", right, said if right else said + more)
     glibc = f"glibc {survey.glibc}" if survey.glibc else "no glibc: wheels are made for glibc, not for musl"
     yield Check("C library", bool(survey.glibc), glibc)

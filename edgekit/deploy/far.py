@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -105,6 +106,7 @@ class Station:
         return {
             "python": platform.python_version(),
             "implementation": platform.python_implementation(),
+            "venv": importlib.util.find_spec("venv") is not None,
             "bits": struct.calcsize("P") * 8,
             "machine": platform.machine(),
             "glibc": _glibc(),
@@ -133,7 +135,7 @@ class Station:
             raise RefusalError(f"{self.root} belongs to another user, or others may write there")
         self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.reader.patience_s = _IDLE_S
-        for _ in range(20):  # an earlier link may just be noticing that it is dead
+        for _ in range(12):  # an earlier link may just be noticing that it is dead
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

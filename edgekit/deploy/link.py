@@ -200,7 +200,7 @@ class Link:
         self._in.close()
         self._out.close()
         try:
-            self._process.wait(3)
+            self._process.wait(3 if self._greeted else 0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -309,7 +309,7 @@ class Link:
 
     def _broken(self, why: str) -> NetworkError:
         """Return what became of the link, by what ssh said last."""
-        said = self._last_words()
+        said = "" if why else self._last_words()
         host, hand = self.address.host, self.address.by_hand()
         for pattern, what, hint in () if self._greeted else _CAUSES:
             if re.search(pattern, said):

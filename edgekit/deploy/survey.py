@@ -65,6 +65,7 @@ class _Said(msgspec.Struct):
 
     python: _Word
     implementation: _Word
+    venv: bool
     bits: int
     machine: _Word
     glibc: _Word
@@ -88,6 +89,7 @@ class Survey(msgspec.Struct, frozen=True):
     Attributes:
         detection: Which device it is, and why.
         python: Version of the Python that would be used; `implementation` is `CPython` or another.
+        venv: Whether that Python can make environments.
         bits: Of its userland, 32 or 64.
         machine: Of the kernel, as `uname -m` says.
         glibc: Version of the C library; empty where it is another.
@@ -105,6 +107,7 @@ class Survey(msgspec.Struct, frozen=True):
     detection: Detection
     python: str
     implementation: str
+    venv: bool
     bits: int
     machine: str
     glibc: str
@@ -145,6 +148,7 @@ def look(link: Link, root: str, state: str, *, services: bool = True) -> Survey:
         detection=recognise(_as_there(signals, said), profiles),
         python=plain(said.python),
         implementation=plain(said.implementation),
+        venv=said.venv,
         bits=said.bits,
         machine=plain(said.machine),
         glibc=plain(said.glibc),

@@ -29,7 +29,7 @@ class Request(msgspec.Struct, frozen=True):
         state: The state folder.
         bundle: The bundle's folder, absolute, or of an installed one `NAME/VERSION`.
         digest: That the bundle must have.
-        artifact: That must be kept there.
+        artifact: That must be kept there; empty for any.
         nonce: Of the evidence.
         verify: Further words for `edgekit verify`.
         profile: Further words for `edgekit profile`.
@@ -89,7 +89,7 @@ def _holds(request: Request) -> Installed:
             expected=bundle.digest[:12],
             hint=f"Give the new bundle another version: edgekit convert … --version {version + 1}.",
         )
-    return Installed(str(path) if request.artifact in bundle.kept else "")
+    return Installed(str(path) if not request.artifact or request.artifact in bundle.kept else "")
 
 
 def _attest(request: Request) -> Attestation:

@@ -12,16 +12,11 @@ from typing import Any
 
 import pytest
 
-from edgekit.detect import detect
-from edgekit.manifest import Plan
 from edgekit.state import cache_folder
-from tests.bundle_samples import write
 from tests.conversions import command, environment
 from tests.corpus import corpus_folder
+from tests.deploy.quadrants import quadrants
 from tests.loopback import Device, loopback_device
-
-#: The plan of a bundle for this machine, which is the device too.
-HERE = Plan(detect().profile_id, "tflite-fp32", "null")
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ def _kept_wheels(_own_folders: None) -> None:
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose name no shell would leave alone."""
-    return write(tmp_path_factory.mktemp("bundles") / 'it\'s a $(bundle) "here"', plan=HERE).root
+    return quadrants(tmp_path_factory.mktemp("bundles") / 'it\'s a $(bundle) "here"')
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +61,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
 @pytest.fixture(scope="session")
 def ready(device: Device, bundle: Path) -> Device:
     """The device with an environment on it."""
-    done = run("deploy", bundle, device.address, *device.options(), "--runtime", "null")
+    done = run("deploy", bundle, device.address, *device.options())
     assert done.code == 0, done.err
     return device
 
