@@ -161,29 +161,28 @@ def test_an_address_is_the_same_there_and_back(text: str, address: Address) -> N
 # Names
 
 
-@pytest.mark.parametrize("folder", ["a 'b' $(touch pwned) `touch pwned` \"c\"", "-rf", "é ✓", "~"])
-def test_no_name_is_a_shells_business(device: Device, tmp_path: Path, folder: str) -> None:
+def test_no_name_is_a_shells_business(device: Device) -> None:
     with connected(parse_address(device.address), config=device.config) as link:
-        link.ask("begin", dict, root=folder)
-        link.ask("write", dict, name="it's $(here)", text="x")
-        ran = link.run(["printf", "%s", "$(touch pwned) '\""], limit_s=30)
-        assert ran.out == "$(touch pwned) '\""
-    assert (device.home / folder / "it's $(here)").read_text() == "x"
+        for folder in ("a 'b' $(touch pwned) `touch pwned` \"c\"", "-rf", "é ✓", "~"):
+            link.ask("begin", dict, root=folder)
+            link.ask("write", dict, name="it's $(here)", text="x")
+            ran = link.run(["printf", "%s", "$(touch pwned) '\""], limit_s=30)
+            assert ran.out == "$(touch pwned) '\""
+            assert (device.home / folder / "it's $(here)").read_text() == "x"
     assert not list(device.home.rglob("pwned"))
-    assert not Path("pwned").exists()
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a//b", "", ".", "a\0b", "door/x"])
-def test_no_name_leads_out_of_the_folder(device: Device, tmp_path: Path, name: str) -> None:
-    folder = device.home / "walled"
-    folder.mkdir(exist_ok=True)
-    if not (folder / "door").is_symlink():
-        (folder / "door").symlink_to(tmp_path)
+def test_no_name_leads_out_of_the_folder(device: Device, tmp_path: Path) -> None:
+    (folder := device.home / "walled").mkdir()
+    (folder / "door").symlink_to(tmp_path)
     with connected(parse_address(device.address), config=device.config) as link:
+        with pytest.raises(MachineError, match="begin comes first"):
+            link.ask("remove", dict, name="x")
         link.ask("begin", dict, root="walled")
-        for do in ({"do": "write", "text": "x"}, {"do": "remove"}, {"do": "link", "target": "a"}):
-            with pytest.raises(MachineError, match="cannot do it"):
-                link.ask(kind=dict, name=name, **do)  # type: ignore[arg-type]
+        for name in ("../x", "a/../../x", "/etc/x", "a//b", "", ".", "a\0b", "door/x"):
+            for do in ({"do": "write", "text": "x"}, {"do": "remove"}, {"do": "link", "target": "a"}):
+                with pytest.raises(MachineError, match="cannot do it"):
+                    link.ask(kind=dict, name=name, **do)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
