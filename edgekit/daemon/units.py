@@ -29,11 +29,11 @@ _ALWAYS = (
     "SystemCallArchitectures=native",
     "UMask=0077",
 )
-#: Devices stay visible: accelerators are among them. Memory may be made executable: runtimes compile kernels.
+#: Devices stay within reach, for accelerators are among them: ProtectClock= would close all but its own. Memory may be
+#: made executable: runtimes compile kernels.
 _SYSTEM = (
     "CapabilityBoundingSet=",
     "PrivateTmp=yes",
-    "ProtectClock=yes",
     "ProtectControlGroups=yes",
     "ProtectHome=read-only",
     "ProtectHostname=yes",
@@ -83,8 +83,12 @@ def daemon_unit(scope: Scope, command: list[str], state: str, user: str | None) 
     Raises:
         UsageError: A path or a name holds what no unit can.
     """
+    if set(command[0]) & set("\"'\\"):
+        raise UsageError("systemd takes no program whose path holds quotes or backslashes", got=command[0])
     sandbox = (
-        sorted((*_ALWAYS, *_SYSTEM, f"ReadWritePaths={_path(state)}")) if scope.kind == "system" else _ALWAYS
+        sorted((*_ALWAYS, *_SYSTEM, f"ReadWritePaths={_quoted(state)}"))
+        if scope.kind == "system"
+        else _ALWAYS
     )
     lines = [
         "[Unit]",
@@ -95,7 +99,7 @@ def daemon_unit(scope: Scope, command: list[str], state: str, user: str | None) 
         "",
         "[Service]",
         "Type=notify",
-        f"ExecStart={' '.join(_word(each) for each in command)}",
+        f"ExecStart={' '.join([_quoted(command[0]), *map(_word, command[1:])])}",
         *([f"User={_name(user)}"] if user else []),
         "Restart=on-failure",
         "RestartSec=5",
@@ -135,14 +139,12 @@ def enable_commands(scope: Scope, source: str, home: str) -> list[list[str]]:
 def _word(text: str) -> str:
     r"""Return a word of a command line (systemd.service(5), "Command lines"): quoted, `%` and `$` taken literally.
 
+    The first word, the program, knows no `$`.
+
     >>> _word("/opt/50% off/$x")
     '"/opt/50%% off/$$x"'
     """
     return _quoted(text).replace("$", "$$")
-
-
-def _path(text: str) -> str:
-    return _quoted(text)
 
 
 def _quoted(text: str) -> str:

@@ -19,7 +19,7 @@ __all__ = ["Check", "check_device", "check_packages", "check_room", "is_made_for
 
 _OLDEST_PYTHON = (3, 10)
 #: Resident memory in MiB of a daemon with a small model: Python, EdgeKit and the runtime; seen on x86-64, rounded up.
-_RUNTIME_MIB = {"null": 60, "litert": 90, "onnxruntime": 110, "openvino": 260}
+_RUNTIME_MIB = {"null": 60, "litert": 75, "onnxruntime": 90, "openvino": 140}
 #: A model takes its file's size, and once more for the runtime's packed weights and buffers.
 _MODEL_COPIES = 2
 #: While installing: the wheel that is unpacked beside what is there already, and what a file system loses to blocks.
@@ -71,6 +71,7 @@ def check_device(
     detection = survey.detection
     profile = load_profile(device).on(detection.isa) if device else detection.profile()
     checks = [
+        *_name(manifest),
         _target(manifest, detection, device),
         _isa(profile, survey),
         *_system(survey),

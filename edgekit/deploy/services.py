@@ -9,7 +9,7 @@ from edgekit.daemon.units import NAME, Scope, daemon_unit, enable_commands, is_o
 from edgekit.deploy.checks import Check
 from edgekit.deploy.link import Link, plain
 from edgekit.deploy.survey import Services, Survey
-from edgekit.errors import MachineError
+from edgekit.errors import MachineError, UsageError
 
 __all__ = ["choose_scope", "enable_service"]
 
@@ -69,7 +69,11 @@ def enable_service(link: Link, survey: Survey, wanted: str, command: list[str]) 
             f"{target} on {link.address} was not written by EdgeKit", hint=f"Remove it, or {by_hand}."
         )
     user = survey.user if scope.kind == "system" else None
-    link.ask("write", dict, name=NAME, text=daemon_unit(scope, command, survey.state, user))
+    try:
+        unit = daemon_unit(scope, command, survey.state, user)
+    except UsageError as error:
+        return Check("service", passed=False, said=f"{error}; {by_hand}")
+    link.ask("write", dict, name=NAME, text=unit)
     for words in enable_commands(scope, posixpath.join(survey.root, NAME), survey.home):
         done = link.run(words, limit_s=_START_S)
         if done.code or done.ending:
