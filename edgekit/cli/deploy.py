@@ -22,6 +22,11 @@ __all__ = ["deploy"]
 @click.option("--device", metavar="ID", help="Go by this profile, not by the detected one.")
 @click.option("--runtime", metavar="R", help="Use this runtime: litert, onnxruntime, openvino, null.")
 @click.option(
+    "--allow-fallback",
+    is_flag=True,
+    help="What runs there may be less than the plan, such as the CPU for a GPU.",
+)
+@click.option(
     "--service",
     type=click.Choice(["auto", "system", "user", "none"]),
     default="auto",
@@ -61,6 +66,7 @@ def deploy(
     dry_run: bool,
     device: str | None,
     runtime: str | None,
+    allow_fallback: bool,
     service: str,
     root: str,
     state: str,
@@ -85,7 +91,7 @@ def deploy(
 
     address = parse_address(where)
     bundle = open_bundle(path)
-    wish = Wish(root, state, device, runtime, service, dry_run)
+    wish = Wish(root, state, device, runtime, service, allow_fallback, dry_run)
     done = Deployed(str(address), f"{bundle.manifest.name} {bundle.manifest.version}", bundle.digest)
     kept = None
     try:

@@ -20,7 +20,7 @@ def write_device_evidence(path: Path, name: str, attestation: Attestation) -> Pa
         name: Of the file, without its suffix.
         attestation: Verified.
     """
-    from edgekit.convert import report_path
+    from edgekit.request import report_path
 
     folder = report_path(path.absolute())
     folder.mkdir(exist_ok=True)

@@ -62,6 +62,7 @@ class Wish(msgspec.Struct, frozen=True):
         state: The state folder there, likewise.
         device: A profile to go by in place of the detected one.
         runtime: The only runtime to consider.
+        allow_fallback: What really runs there may be less than what was planned.
         service: `auto`, `system`, `user` or `none`.
         dry_run: Check only.
     """
@@ -71,6 +72,7 @@ class Wish(msgspec.Struct, frozen=True):
     device: str | None = None
     runtime: str | None = None
     service: str = "auto"
+    allow_fallback: bool = False
     dry_run: bool = False
 
 
@@ -149,7 +151,7 @@ def deploy(bundle: Bundle, link: Link, wish: Wish, done: Deployed, tell: Tell, p
         sent_to = posixpath.join(survey.root, folder)
         try:
             step("self-test", _golden_words(_prove(link, survey, python, sent_to, bundle, wish, done)))
-        except RefusedError:
+        except (RefusedError, UnavailableError):
             link.ask("remove", dict, name=folder)
             raise
         install = Request("install", survey.state, sent_to, bundle.digest)
@@ -321,7 +323,35 @@ def _prove(
             f"the golden set fails on {link.address}: {_golden_words(evidence)}",
             hint="What was installed there before still serves. Try another --runtime, or convert again for this device.",
         )
+    lost = _stepped_down(done.plan, evidence)
+    if lost and not wish.allow_fallback:
+        raise UnavailableError(
+            f"{link.address} cannot run what was planned for it",
+            got=lost,
+            expected=_place(done.plan.artifact, done.plan.runtime, done.plan.providers)
+            if done.plan
+            else None,
+            hint="Accept it with --allow-fallback, or see to its drivers: `edgekit doctor` there.",
+        )
     return evidence
+
+
+def _stepped_down(plan: Plan | None, evidence: Evidence) -> str:
+    """Return what ran on the device where that is not what was planned for it, in words; else nothing."""
+    told = evidence.verify.get("plan")
+    told = told if isinstance(told, dict) else {}
+    providers = told.get("providers")
+    ran = _place(
+        str(told.get("artifact")),
+        str(told.get("runtime")),
+        tuple(map(str, providers)) if isinstance(providers, list) else (),
+    )
+    planned = _place(plan.artifact, plan.runtime, plan.providers) if plan else ran
+    return "" if ran == planned else plain(ran)
+
+
+def _place(artifact: str, runtime: str, providers: tuple[str, ...]) -> str:
+    return f"{artifact} in {runtime}" + (f" on {providers[0]}" if providers else "")
 
 
 def _golden_words(evidence: Evidence) -> str:

@@ -9,11 +9,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from edgekit.attest import Evidence
 from edgekit.bundle import open_bundle
-from edgekit.manifest import Golden, GoldenTolerance
+from edgekit.deploy.steps import _stepped_down
+from edgekit.manifest import Golden, GoldenTolerance, Plan
 from tests.conversions import command, environment
 from tests.deploy.conftest import run
 from tests.deploy.quadrants import HERE, quadrants
@@ -128,6 +131,27 @@ def test_a_golden_set_that_fails_is_refused_and_the_old_version_stays(ready: Dev
     assert "the golden set fails" in done.err
     assert not (ready.home / ".local/state/edgekit/repository/quadrants/9").exists()
     assert not list((ready.home / ".local/share/edgekit/incoming").iterdir())
+
+
+PLANNED = Plan("jetson", "onnx-fp16", "onnxruntime", ("CUDAExecutionProvider", "CPUExecutionProvider"))
+
+
+@pytest.mark.parametrize(
+    ("told", "lost"),
+    [
+        ({}, ""),
+        ({"providers": ["CUDAExecutionProvider"]}, ""),
+        ({"providers": ["CPUExecutionProvider"]}, "onnx-fp16 in onnxruntime on CPUExecutionProvider"),
+        ({"artifact": "onnx-fp32"}, "onnx-fp32 in onnxruntime on CUDAExecutionProvider"),
+        ({"runtime": "openvino", "providers": []}, "onnx-fp16 in openvino"),
+        ({"providers": 7}, "onnx-fp16 in onnxruntime"),
+    ],
+)
+def test_what_ran_as_planned(told: dict[str, object], lost: str) -> None:
+    plan = {**json.loads(msgspec.json.encode(PLANNED)), **told}
+    evidence = Evidence("n", "d-1", "jetson", "", "aarch64", "d", "b", 1, "0", {"plan": plan})
+    assert _stepped_down(PLANNED, evidence) == lost
+    assert _stepped_down(PLANNED, msgspec.structs.replace(evidence, verify={"plan": 7}))
 
 
 # A link that breaks
