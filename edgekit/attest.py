@@ -52,6 +52,7 @@ class Evidence(msgspec.Struct, frozen=True):
         edgekit: Version that ran.
         verify: What `edgekit verify --json` printed.
         profile: What `edgekit profile --json` printed; None where only the self-test ran.
+        emulated: By its own word, its CPU is emulated.
     """
 
     nonce: str
@@ -65,6 +66,7 @@ class Evidence(msgspec.Struct, frozen=True):
     edgekit: str
     verify: dict[str, Any]
     profile: dict[str, Any] | None = None
+    emulated: bool = False
 
     @property
     def golden_passed(self) -> bool:

@@ -97,8 +97,8 @@ def _describe(profile: DeviceProfile, here: tuple[Standing, ...]) -> list[str]:
         providers = " -> ".join(each.providers)
         lines.append(f"  {f'runtime {rank}:':<17}{each.runtime} ({providers}): {', '.join(each.precisions)}")
     lines += [
-        f"  {'seen here:':<17}{each.bundle}, digest {each.digest[:12]}, on {each.date}: {each.board}, {each.address}, "
-        f"device {each.device_id}"
+        f"  {'seen here:':<17}{each.bundle}, digest {each.digest[:12]}, on {each.date}: "
+        + ", ".join(part for part in (each.board, each.address, f"device {each.device_id}") if part)
         for each in here
     ]
     lines += [f"  withdrawn: {profile.withdrawn}"] if profile.withdrawn else []

@@ -125,9 +125,13 @@ def _print(measured: Measured, known: Known, standing: Standing | None, kept: Pa
     from edgekit.deploy.link import plain
 
     evidence = measured.evidence
-    board, digest = plain(evidence.board), evidence.digest[:12]
-    click.echo(f"{evidence.name} {evidence.version}, digest {digest}, on {known.address}")
-    click.echo(f"{evidence.device}: {board}, {plain(evidence.isa)}; device {evidence.device_id}")
+    about = ", ".join(
+        plain(each) for each in (evidence.board, evidence.isa, f"device {evidence.device_id}") if each
+    )
+    click.echo(
+        f"{plain(evidence.name)} {evidence.version}, digest {evidence.digest[:12]}, on {known.address}"
+    )
+    click.echo(f"{plain(evidence.device)}: {about}")
     rows = (evidence.profile or {}).get("measurements")
     table = [_row(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     if table:
@@ -138,7 +142,7 @@ def _print(measured: Measured, known: Known, standing: Standing | None, kept: Pa
             f"{evidence.device} counts as verified on hardware here: edgekit devices show {evidence.device}"
         )
     else:
-        click.echo(f"{evidence.device} is not raised to hardware: {measured.obstacle}")
+        click.echo(f"{plain(evidence.device)} is not raised to hardware: {measured.obstacle}")
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:

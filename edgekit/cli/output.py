@@ -67,7 +67,13 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[str, 
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    shown = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # else what is piped on would end on the terminal
+    )
+    with shown as bar:
         task = bar.add_task(title, total=None)
 
         def show(phrase: str, done: int, total: int) -> None:

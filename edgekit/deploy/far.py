@@ -17,6 +17,7 @@ import os
 import platform
 import pwd
 import select
+import shlex
 import shutil
 import signal
 import stat
@@ -262,7 +263,7 @@ class Station:
         """Run a command to its end; it ends with the link, or at the limits of time and of what it may say."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             child = subprocess.Popen(
-                words,
+                [*_launcher(words[0]), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -295,6 +296,12 @@ class Station:
                 "out": out.read(most).decode("utf-8", "replace"),
                 "err": err.read().decode("utf-8", "replace"),
             }
+
+
+def _launcher(program: str) -> list[str]:
+    """Return what must stand in front of a Python where this one is emulated, see `edgekit.process.python_command`."""
+    emulated = os.environ.get("EDGEKIT_LAUNCHER", "") if Path(program).name.startswith("python") else ""
+    return shlex.split(emulated)
 
 
 def _whole(path: str) -> Path:

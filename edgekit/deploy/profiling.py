@@ -92,6 +92,8 @@ def why_not_hardware(evidence: Evidence, detected: str) -> str:
         return "the golden set did not pass there"
     if proven[0] == "null":
         return "the null runtime computes nothing"
+    if evidence.emulated:
+        return "its CPU is emulated"
     if evidence.device != detected:
         return f"it says that it is {evidence.device}, and looks like {detected} from here"
     rows = (evidence.profile or {}).get("measurements")

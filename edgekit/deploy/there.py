@@ -6,6 +6,7 @@ REQUEST is one JSON object; one JSON object is printed. Errors end it as they en
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,7 @@ def _attest(request: Request) -> Attestation:
         edgekit=__version__,
         verify=proven,
         profile=measured,
+        emulated=bool(os.environ.get("EDGEKIT_LAUNCHER")),
     )
     return sign_evidence(identity, evidence)
 

@@ -143,6 +143,7 @@ RIGHT = evidence()
         (evidence(verify={**RIGHT.verify, "golden": None}), "did not pass"),
         (evidence(verify={**RIGHT.verify, "digest": "other"}), "did not pass"),
         (evidence(verify={**RIGHT.verify, "plan": {"runtime": "null", "artifact": "tflite-int8"}}), "null"),
+        (evidence(emulated=True), "its CPU is emulated"),
         (evidence(profile=None), "was not measured"),
         (evidence(profile={"measurements": 7}), "was not measured"),
         (evidence(profile={"measurements": [7]}), "was not measured"),
