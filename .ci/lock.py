@@ -57,6 +57,7 @@ ENVIRONMENTS = {
             "agent",
             "convert",
             "torch",
+            "deploy",
             "profile",
             "sync",
         ),

@@ -42,6 +42,7 @@ FEATURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "agent": ("`edgekit agent`: signed reports to a sync server", ("cryptography", "urllib3")),
     "image": ("pictures as input: image files and class folders", ("pillow",)),
     "convert": ("`edgekit convert`: the converters and the gate", ("tensorflow", "tf2onnx", "onnx", "nncf")),
+    "deploy": ("`edgekit deploy`: bundles onto devices by ssh", ("cryptography", "packaging")),
     "sync": ("`edgekit sync serve`: the sync server", ("fastapi", "uvicorn", "sqlalchemy", "alembic")),
 }
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from edgekit.errors import MachineError, UnavailableError
 
-__all__ = ["DeviceSystem", "download", "install", "requirements"]
+__all__ = ["DeviceSystem", "download", "install", "missing", "requirements"]
 
 #: The oldest C library that manylinux names, and the names before those by number.
 _OLDEST_GLIBC = {"aarch64": 17, "x86_64": 5, "armv7l": 17}
+#: Of fetching what is missing: what was missing may need more.
+_MOST_ROUNDS = 5
 _OLD_NAMES = {
     "aarch64": ("manylinux2014",),
     "armv7l": ("manylinux2014",),
@@ -43,6 +45,20 @@ class DeviceSystem:
         oldest = _OLDEST_GLIBC.get(self.machine, 17)
         tags = [f"manylinux_2_{each}_{self.machine}" for each in range(minor, oldest - 1, -1)]
         return [*tags, *(f"{name}_{self.machine}" for name in _OLD_NAMES.get(self.machine, ()))]
+
+    def markers(self) -> dict[str, str]:
+        """Return what conditions in requirements are judged by (PEP 508)."""
+        return {
+            "extra": "",
+            "implementation_name": "cpython",
+            "os_name": "posix",
+            "platform_machine": self.machine,
+            "platform_python_implementation": "CPython",
+            "platform_system": "Linux",
+            "python_full_version": f"{self.python}.0",
+            "python_version": self.python,
+            "sys_platform": "linux",
+        }
 
     def __str__(self) -> str:
         """Return it in a few words."""
@@ -102,7 +118,32 @@ def install(system: DeviceSystem, wanted: Sequence[str], out: Path) -> None:
 def download(system: DeviceSystem, wanted: Sequence[str], out: Path) -> list[Path]:
     """Fetch wheels, with all that they need, into a folder, and return them; raises as `install` does."""
     _pip(system, wanted, "download", "--dest", str(out))
+    for _ in range(_MOST_ROUNDS):
+        lacking = missing(system, out)
+        if not lacking:
+            break
+        _pip(system, lacking, "download", "--dest", str(out))
     return sorted(out.glob("*.whl"))
+
+
+def missing(system: DeviceSystem, folder: Path) -> list[str]:
+    """Return what the wheels in a folder need on the system and pip has left out.
+
+    pip chooses wheels for another system, but judges conditions such as `python_version < "3.11"` by the Python that it
+    runs on.
+    """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    there, needed = set(), {}
+    for distribution in metadata.distributions(path=[str(path) for path in folder.glob("*.whl")]):
+        there.add(canonicalize_name(distribution.metadata["Name"]))
+        for line in distribution.requires or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate(system.markers()):
+                requirement.marker = None
+                needed[canonicalize_name(requirement.name)] = str(requirement)
+    return [line for name, line in sorted(needed.items()) if name not in there]
 
 
 def _pip(system: DeviceSystem, wanted: Sequence[str], *words: str) -> None:

@@ -28,6 +28,7 @@ EXTRA_OF_MODULE = {
     "litert_torch": "torch",
     "cryptography": "agent",
     "urllib3": "agent",
+    "packaging": "deploy",
     "fastapi": "sync",
     "sqlalchemy": "sync",
     "tensorflow": "convert",

@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -128,8 +129,13 @@ def connected(
 
     Raises:
         NetworkError: The device cannot be reached, its host key is not the one known, or it refuses the login.
-        UnavailableError: There is no ssh here, or no Python that would do on the device.
+        UnavailableError: The `[deploy]` extra or ssh is missing here, or a Python that would do on the device.
     """
+    if find_spec("packaging") is None or find_spec("cryptography") is None:
+        raise UnavailableError(
+            "deploying needs the packages cryptography and packaging",
+            hint="Run: pip install 'edgekit-deploy[deploy]'",
+        )
     ssh = shutil.which("ssh")
     if ssh is None:
         raise UnavailableError(

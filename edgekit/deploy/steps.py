@@ -279,7 +279,9 @@ def _must(link: Link, words: list[str], what: str) -> Ran:
     reason = done.ending or next(
         (line for line in reversed(said) if line.startswith("ERROR")), (said or ["no message"])[-1]
     )
-    raise MachineError(f"{what} on {link.address} failed: {plain(reason)}", hint="Run the command again.")
+    raise MachineError(
+        f"{what} on {link.address} failed: {plain(reason).rstrip('.')}", hint="Run the command again."
+    )
 
 
 def ask_installed(link: Link, python: str, request: Request, kind: type[_T], limit_s: float) -> _T:

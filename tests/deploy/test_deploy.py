@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import time
 import urllib.request
@@ -15,6 +16,8 @@ import pytest
 
 from edgekit.attest import Evidence
 from edgekit.bundle import open_bundle
+from edgekit.deploy.address import parse_address
+from edgekit.deploy.link import connected
 from edgekit.deploy.steps import _stepped_down
 from edgekit.manifest import Golden, GoldenTolerance, Plan
 from tests.conversions import command, environment
@@ -154,6 +157,28 @@ def test_what_ran_as_planned(told: dict[str, object], lost: str) -> None:
     assert _stepped_down(PLANNED, msgspec.structs.replace(evidence, verify={"plan": 7}))
 
 
+def test_an_environment_that_was_not_finished_is_none(ready: Device, bundle: Path) -> None:
+    (complete,) = (ready.home / ".local/share/edgekit/environments").glob("*/complete")
+    complete.rename(complete.with_suffix(".not"))
+    done = run("deploy", bundle, ready.address, *ready.options(), "--dry-run", "--json")
+    complete.with_suffix(".not").rename(complete)
+    assert "MB to send" in next(each["said"] for each in done.data["checks"] if each["name"] == "wheels")
+
+
+def test_a_full_disk_is_told_and_what_came_is_kept(ready: Device, tmp_path: Path) -> None:
+    made = quadrants(tmp_path / "b", name="full", more=np.random.default_rng(2).bytes(3 << 20))
+    ready.behave(
+        'ulimit -f 4096; exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
+    )  # of 512 bytes: no file beyond 2 MiB
+    done = run("deploy", made, ready.address, *ready.options())
+    assert done.code == 1
+    assert "cannot do it: File too large" in done.err
+    ready.behave()
+    done = run("deploy", made, ready.address, *ready.options(), "--json")
+    assert done.code == 0, done.err
+    assert done.data["sent"]["bundle"]["resumed"] == 1
+
+
 # A link that breaks
 
 SLOW = r"""
@@ -180,24 +205,35 @@ def broken_off(device: Device, made: Path) -> Path:
     deploying = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
+    part = half_way(device, deploying)
+    assert device.cut() >= 1
+    _, err = deploying.communicate(timeout=60)
+    assert deploying.returncode == 7, err
+    assert "broke off" in err
+    assert "Run the command again: it goes on where it stopped." in err
+    return settled(device, part)
+
+
+def half_way(device: Device, deploying: subprocess.Popen[str]) -> Path:
+    """Wait until a part of the weights has come over; return it."""
     incoming = device.home / ".local/share/edgekit/incoming"
     deadline = time.monotonic() + 120
     while not (parts := [p for p in incoming.glob("*.part") if p.stat().st_size > 2 << 20]):
         assert time.monotonic() < deadline
         assert deploying.poll() is None, deploying.communicate()
         time.sleep(0.01)
-    assert device.cut() >= 1
-    _, err = deploying.communicate(timeout=60)
-    assert deploying.returncode == 7, err
-    assert "broke off" in err
-    assert "Run the command again: it goes on where it stopped." in err
+    return parts[0]
+
+
+def settled(device: Device, part: Path) -> Path:
+    """Wait until the other end has noticed that the link is gone."""
     device.behave()
     size = -1
-    while size != (size := parts[0].stat().st_size):  # the other end has noticed
+    while size != (size := part.stat().st_size):
         time.sleep(0.5)
     assert 2 << 20 < size < 8 << 20
-    assert not list(incoming.rglob("weights.bin")), "no partial file stands under its own name"
-    return parts[0]
+    assert not list(part.parent.rglob("weights.bin")), "no partial file stands under its own name"
+    return part
 
 
 def test_a_broken_copy_is_gone_on_with(ready: Device, large: Path) -> None:
@@ -226,3 +262,20 @@ def test_a_partial_file_that_was_damaged_is_noticed(ready: Device, tmp_path: Pat
     sent = done.data["sent"]["bundle"]
     assert (sent["resumed"], sent["spoilt"]) == (0, 1)
     assert sent["sent_bytes"] > 8 << 20
+
+
+def test_an_interrupted_deployment_ends_on_both_sides(ready: Device, tmp_path: Path) -> None:
+    made = quadrants(tmp_path / "b", name="stopped", more=np.random.default_rng(3).bytes(8 << 20))
+    ready.behave(SLOW)
+    words = command("deploy", made, ready.address, *ready.options())
+    deploying = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    part = half_way(ready, deploying)
+    deploying.send_signal(signal.SIGINT)
+    _, err = deploying.communicate(timeout=60)
+    assert (deploying.returncode, err.strip()) == (130, "edgekit: interrupted")
+    settled(ready, part)
+    with connected(parse_address(ready.address), config=ready.config) as link:
+        link.ask("begin", dict, root=".local/share/edgekit")  # the other end has let go of the folder
+        link.ask("keep", dict, name="incoming", kept=[])

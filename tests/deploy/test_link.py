@@ -101,6 +101,21 @@ def test_the_users_aliases_count(device: Device, deploy: Deploy, tmp_path: Path)
     assert said.code == 0, said.err
 
 
+@pytest.mark.parametrize("lacking", ["packaging", "cryptography"])
+def test_without_its_extra(deploy: Deploy, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "find_spec", lambda name: None if name == lacking else object())
+    said = deploy()
+    assert said.code == 5
+    assert "pip install 'edgekit-deploy[deploy]'" in said.line
+
+
+def test_without_ssh(deploy: Deploy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = deploy()
+    assert said.code == 5
+    assert "ssh is not installed here" in said.line
+
+
 def test_no_python_there(device: Device, deploy: Deploy, tmp_path: Path) -> None:
     (tmp_path / "sh").symlink_to("/bin/sh")
     device.behave(f'PATH={tmp_path}; exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"')

@@ -12,7 +12,7 @@ import pytest
 from edgekit.deploy import packages
 from edgekit.deploy.packages import fetch, own_wheel
 from edgekit.errors import UnavailableError
-from edgekit.wheels import DeviceSystem, requirements
+from edgekit.wheels import DeviceSystem, missing, requirements
 from tests.corpus import ROOT
 
 PI = DeviceSystem("aarch64", "2.36", "3.11")
@@ -88,6 +88,28 @@ def test_another_version_is_taken_where_this_one_has_no_wheel(
     again = fetch(PI, ("tflite",), told.append)
     assert again == found
     assert len(asked) == 3, "what is in the cache is not fetched again"
+
+
+def test_what_pip_leaves_out_by_its_own_python_is_found(tmp_path: Path) -> None:
+    needs = [
+        'older>=1; python_version < "3.11"',
+        'newer; python_version >= "3.11"',
+        'windows; sys_platform == "win32"',
+        'arm[x]>=2; platform_machine == "aarch64"',
+        'more; extra == "x"',
+        "There_Already",
+    ]
+    for name, lines in (("a", needs), ("there-already", [])):
+        with zipfile.ZipFile(tmp_path / f"{name.replace('-', '_')}-1-py3-none-any.whl", "w") as archive:
+            about = "".join(
+                [
+                    f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+                    *(f"Requires-Dist: {n}\n" for n in lines),
+                ]
+            )
+            archive.writestr(f"{name.replace('-', '_')}-1.dist-info/METADATA", about)
+    assert missing(DeviceSystem("aarch64", "2.36", "3.10"), tmp_path) == ["arm[x]>=2", "older>=1"]
+    assert missing(DeviceSystem("x86_64", "2.36", "3.12"), tmp_path) == ["newer"]
 
 
 def test_nothing_half_fetched_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
