@@ -35,6 +35,7 @@ def test_is_not_for_root() -> None:
         ("needs edgekit-deploy[onnx]", "", "onnx"),
         ("needs edgekit-deploy[onnx]", "openvino,onnx", None),
         ("needs edgekit-deploy[tflite-runtime]", "tflite", "tflite-runtime"),
+        ("no sshd here: a loopback device needs openssh-server, see .ci/run [sshd]", "", "sshd"),
         ("could not import 'PIL': No module named 'PIL'", "", "image"),
         ("could not import 'PIL': No module named 'PIL'", "image", None),
         ("could not import 'unheard_of': No module named 'unheard_of'", "", "unheard_of"),

@@ -109,7 +109,8 @@ def _attest(request: Request) -> Attestation:
     passed = isinstance(proven["golden"], dict) and proven["golden"]["passed"]
     measured = None
     if request.do == "profile" and passed:
-        measured = _edgekit("profile", str(path), *request.profile)
+        pinned_in = ("--state-dir", request.state) if "--pick" in request.profile else ()
+        measured = _edgekit("profile", str(path), *request.profile, *pinned_in)
     identity = open_identity(state)
     evidence = Evidence(
         nonce=request.nonce,
