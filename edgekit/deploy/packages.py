@@ -110,7 +110,9 @@ def own_wheel(folder: Path) -> Path:
     about = metadata.distribution(_DISTRIBUTION)
     name = f"edgekit_deploy-{about.version}"
     files = {f"edgekit/{inner}": path.read_bytes() for inner, path in _package()}
-    files[f"{name}.dist-info/METADATA"] = (about.read_text("METADATA") or "").encode()
+    # a checkout that was built in has setuptools' own folder, which comes first and calls it so
+    described = about.read_text("METADATA") or about.read_text("PKG-INFO") or ""
+    files[f"{name}.dist-info/METADATA"] = described.encode()
     files[f"{name}.dist-info/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: edgekit\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
