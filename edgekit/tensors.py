@@ -93,11 +93,28 @@ def one_sample(
 def join_samples(
     specs: Sequence[TensorSpec], rows: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Return the answers to one sample after the other as arrays [N, …] by name; `specs` are the inputs'."""
+    """Return the answers to one sample after the other as arrays [N, …] by name.
+
+    An output that leaves the samples' axis out, as [3] of an input [1, 8], has it put in front.
+
+    Args:
+        specs: The inputs'.
+        rows: One call's outputs each.
+
+    Raises:
+        ConversionError: An output is of another shape from sample to sample.
+    """
     import numpy as np
 
-    join = np.stack if takes_whole(specs) else np.concatenate
-    return {name: join([row[name] for row in rows]) for name in rows[0]}
+    joined = {}
+    for name in rows[0]:
+        arrays = [np.asarray(row[name]) for row in rows]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1:
+            raise _no_rows(name, " and ".join(map(str, map(list, sorted(shapes)[:2]))), "one shape")
+        alone = takes_whole(specs) or next(iter(shapes))[:1] != (1,)
+        joined[name] = (np.stack if alone else np.concatenate)(arrays)
+    return joined
 
 
 def check_specs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -130,13 +147,17 @@ def check_rows(outputs: Mapping[str, np.ndarray], n: int) -> None:
     """
     for name, array in outputs.items():
         if array.shape[:1] != (n,):
-            raise ConversionError(
-                f"the model's output {name!r} has not one row for each sample",
-                got=f"{list(array.shape)} of {n} sample{'s' * (n > 1)}",
-                expected=f"[{n}, …]",
-                hint="Where its rows depend on the data, as behind a suppression of boxes, end the graph before that "
-                "and give the rest as [[postprocess]].",
-            )
+            raise _no_rows(name, f"{list(array.shape)} of {n} samples", f"[{n}, …]")
+
+
+def _no_rows(name: str, got: str, expected: str) -> ConversionError:
+    return ConversionError(
+        f"the model's output {name!r} has not one row for each sample",
+        got=got,
+        expected=expected,
+        hint="Where its rows depend on the data, as behind a suppression of boxes, end the graph before that and give "
+        "the rest as [[postprocess]].",
+    )
 
 
 def check_feed(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> None:

@@ -39,7 +39,7 @@ from edgekit.tasks import (
     Survey,
     Task,
 )
-from edgekit.tensors import TensorSpec, check_rows, join_samples, one_sample, takes_whole
+from edgekit.tensors import TensorSpec, check_rows, join_samples, one_sample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,17 +108,15 @@ def _run_source(task: RunSource) -> Iterator[Answer]:
         yield Answer()
         return
     n = len(next(iter(data.values())))
-    step = _BATCH if all(spec.shape[:1] == (-1,) for spec in source.inputs) else 1
-    if takes_whole(source.inputs):
-        outputs = join_samples(
-            source.inputs, [source.run(one_sample(source.inputs, data, i)) for i in range(n)]
-        )
-    else:
+    if all(spec.shape[:1] == (-1,) for spec in source.inputs):
         parts = []
-        for i in range(0, n, step):
-            parts.append(source.run({k: v[i : i + step] for k, v in data.items()}))
-            check_rows(parts[-1], min(step, n - i))
+        for i in range(0, n, _BATCH):
+            parts.append(source.run({k: v[i : i + _BATCH] for k, v in data.items()}))
+            check_rows(parts[-1], min(_BATCH, n - i))
         outputs = {spec.name: np.concatenate([p[spec.name] for p in parts]) for spec in source.outputs}
+    else:
+        rows = [source.run(one_sample(source.inputs, data, i)) for i in range(n)]
+        outputs = join_samples(source.inputs, rows)
     save_own(task.out, outputs)
     yield Answer()
 

@@ -105,6 +105,8 @@ def test_a_node_test_is_judged_by_its_own_outputs(name: str, verdict: str) -> No
             "refused",
         ),  # infinity is no data, and OpenVINO clamps it
         ("test_reduce_l1_default_axes_keepdims_example", "openvino", "right"),  # an input that nothing reads
+        ("test_nonmaxsuppression_suppress_by_IOU", "onnx", "right"),
+        ("test_squeeze", "openvino", "right"),  # the sample loses its axis
         ("test_adam", "onnx", "refused"),
     ],
 )

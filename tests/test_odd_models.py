@@ -137,3 +137,18 @@ def test_an_output_whose_rows_are_not_the_samples_is_refused(
     assert done.code == 3
     assert "output 'y' has not one row for each sample: got [64, 2] of 32 samples" in done.line
     assert "[[postprocess]]" in done.line
+
+
+def test_an_output_without_the_samples_axis_has_it_put_in_front(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Squeeze", ["x", "axis"], ["m"]), helper.make_node("Relu", ["m"], ["y"])]
+    inputs, outputs = [value("x", TensorProto.FLOAT, [1, 3])], [value("y", TensorProto.FLOAT, [3])]
+    write(tmp_path / "m.onnx", nodes, inputs, outputs, axis=np.array([0]))
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    done = convert(tmp_path, capsys, "--format", "openvino", x=x)
+    assert done.code == 0, done.err
+    for runtime in ("onnxruntime", "openvino"):
+        proved = run_main(["verify", tmp_path / "out", "--runtime", runtime], capsys)
+        assert "golden set: passed, 32 samples" in proved.out, proved.err
