@@ -6,7 +6,7 @@ preferences, and each step down leaves a reason in the plan; what was asked for 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import msgspec
 
@@ -14,8 +14,9 @@ from edgekit.detect import isa_name
 from edgekit.devices import FORMATS, PRECISIONS, DeviceProfile, RuntimePreference
 from edgekit.errors import EdgeKitError, RefusedError, UnavailableError, UsageError
 from edgekit.manifest import Artifact, Manifest, Plan
+from edgekit.probe import Finding
 
-__all__ = ["EXTRAS", "InstalledRuntime", "InstalledRuntimes", "choose", "installed_runtimes"]
+__all__ = ["EXTRAS", "InstalledRuntime", "InstalledRuntimes", "Problem", "choose", "installed_runtimes"]
 
 #: Runtime to the extra that provides it.
 EXTRAS = {"litert": "tflite", "onnxruntime": "onnx", "openvino": "openvino"}
@@ -36,19 +37,37 @@ class InstalledRuntime(msgspec.Struct, frozen=True):
     providers: tuple[str, ...]
 
 
-class InstalledRuntimes(Mapping[str, InstalledRuntime]):
-    """What can be imported here; a runtime is imported when it is first asked for, and not before.
+class Problem(msgspec.Struct, frozen=True):
+    """Why a runtime cannot be used here.
 
-    So a device that runs LiteRT does not pay for ONNX Runtime's memory. Iterating asks for all of them.
+    Attributes:
+        why: In the words of what failed.
+        missing: It is not installed; else it is, and broken.
+    """
+
+    why: str
+    missing: bool
+
+
+class InstalledRuntimes(Mapping[str, InstalledRuntime]):
+    """What works here; a runtime is imported when it is first asked for, and not before.
+
+    So a device that runs LiteRT does not pay for ONNX Runtime's memory. Iterating asks for all of them. One that a
+    child process could not import and run is not imported here: it would take this process down with it.
+
+    Args:
+        names: Runtimes to consider.
+        find: Probes one; None for `edgekit.probe.probe`.
 
     Attributes:
         problems: Runtime to the reason why it cannot be used, of those asked for.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], find: Callable[[str], Finding] | None = None) -> None:
         self._names = tuple(names)
+        self._find = find
         self._found: dict[str, InstalledRuntime] = {}
-        self.problems: dict[str, str] = {}
+        self.problems: dict[str, Problem] = {}
 
     def __getitem__(self, name: str) -> InstalledRuntime:
         """Return the runtime `name`; `KeyError` where it is missing or broken."""
@@ -57,13 +76,18 @@ class InstalledRuntimes(Mapping[str, InstalledRuntime]):
         return self._found[name]
 
     def _probe(self, name: str) -> None:
+        from edgekit.probe import probe
         from edgekit.runtimes import get_runtime
 
+        finding = (self._find or probe)(name)
+        if finding.problem:
+            self.problems[name] = Problem(finding.problem, finding.missing)
+            return
         try:
             runtime = get_runtime(name)
             self._found[name] = InstalledRuntime(runtime.version(), tuple(runtime.providers()))
         except (EdgeKitError, ImportError, OSError) as error:
-            self.problems[name] = str(error)
+            self.problems[name] = Problem(str(error), missing=False)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of those that work."""
@@ -160,6 +184,7 @@ class _Walk(msgspec.Struct):
     strict: bool
     reasons: list[str] = []
     absent: list[str] = []
+    broken: list[str] = []
 
     def say(self, reason: str) -> None:
         if reason not in self.reasons:
@@ -196,10 +221,12 @@ class _Walk(msgspec.Struct):
     def _is_installed(self, preference: RuntimePreference) -> bool:
         if self.installed is None or preference.runtime in self.installed:
             return True
-        problems = getattr(self.installed, "problems", {})
-        self._step_down(
-            preference, f"{preference.runtime} is not installed", problems.get(preference.runtime)
-        )
+        problem: Problem | None = getattr(self.installed, "problems", {}).get(preference.runtime)
+        if problem is None or problem.missing:
+            self._step_down(preference, f"{preference.runtime} is not installed")
+        else:
+            self.broken.append(preference.runtime)
+            self._step_down(preference, f"{preference.runtime} is installed but broken ({problem.why})")
         return False
 
     def _placements(self, preference: RuntimePreference, names: list[str]) -> Iterator[_Candidate]:
@@ -210,7 +237,7 @@ class _Walk(msgspec.Struct):
             there = _present(wanted, self.installed[preference.runtime].providers)
         for provider in wanted:
             if provider not in there:
-                self._step_down(preference, f"{preference.runtime} has no {provider} here", None)
+                self._step_down(preference, f"{preference.runtime} has no {provider} here")
                 continue
             usable = [name for name in names if self._takes_shapes(name, provider)]
             tail = there[there.index(provider) :] if provider else ()
@@ -231,7 +258,7 @@ class _Walk(msgspec.Struct):
         self.say(reason)
         return False
 
-    def _step_down(self, preference: RuntimePreference, lack: str, problem: str | None) -> None:
+    def _step_down(self, preference: RuntimePreference, lack: str) -> None:
         """Record that something is absent; under a forced plan, refuse."""
         if self.strict:
             wanted = preference.runtime + (f" with {preference.providers[0]}" if preference.providers else "")
@@ -239,10 +266,14 @@ class _Walk(msgspec.Struct):
                 f"{self.profile.id} cannot be had as asked: {lack}",
                 got=self._what_is_there(),
                 expected=wanted,
-                hint="Accept the next best with --allow-fallback, or leave the choice to EdgeKit.",
+                hint=f"{self._mend()}Accept the next best with --allow-fallback, or leave the choice to EdgeKit.",
             )
         self.absent.append(preference.runtime)
-        self.say(f"{lack}: stepping down" + (f" ({problem})" if problem else ""))
+        self.say(f"{lack}: stepping down")
+
+    def _mend(self) -> str:
+        """Return the command that looks at what is broken again, where anything is."""
+        return "Once it is mended, let `edgekit doctor` try it again. " if self.broken else ""
 
     def _what_is_there(self) -> str:
         there = [
@@ -281,10 +312,11 @@ class _Walk(msgspec.Struct):
         """Return the error for a walk that found nothing: what was missing decides its kind."""
         said = "; ".join(self.reasons)
         if self.absent:
-            extras = ",".join(dict.fromkeys(EXTRAS[name] for name in self.absent if name in EXTRAS))
+            lacking = (name for name in self.absent if name in EXTRAS and name not in self.broken)
+            extras = ",".join(dict.fromkeys(EXTRAS[name] for name in lacking))
+            hint = self._mend() + (f"Run: pip install 'edgekit-deploy[{extras}]'." if extras else "")
             return UnavailableError(
-                f"no runtime here can run the bundle on {self.profile.id}: {said}",
-                hint=f"Run: pip install 'edgekit-deploy[{extras}]'." if extras else None,
+                f"no runtime here can run the bundle on {self.profile.id}: {said}", hint=hint.strip() or None
             )
         if self.artifacts and all(each.gate.verdict == "refused" for each in self.artifacts.values()):
             return RefusedError(f"the gate refused every artifact of the bundle: {said}")

@@ -86,12 +86,15 @@ def open_here(
     if allow_fallback and not forced:
         raise UsageError("--allow-fallback has no meaning here", expected="--device or --runtime with it")
     profile = load_profile(device) if device else detect().profile()
-    installed: Mapping[str, InstalledRuntime] = installed_runtimes()
+    found = installed_runtimes()
+    installed: Mapping[str, InstalledRuntime] = found
     reasons: tuple[str, ...] = ()
     pin = (
         None if forced or artifact is not None or threads is not None else _pinned(bundle, profile, state_dir)
     )
-    if pin is not None:
+    if pin is not None and pin.runtime not in found:  # not to be opened: what is broken may crash
+        reasons = (f"the pinned plan does not start any more: {found.problems[pin.runtime].why}",)
+    elif pin is not None:
         try:
             return pin, opener(bundle, pin)
         except UnavailableError as error:

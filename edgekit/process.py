@@ -27,7 +27,7 @@ from edgekit.errors import (
 if TYPE_CHECKING:
     from edgekit.tasks import Answer, Task
 
-__all__ = ["Interpreter", "Worker", "WorkerDiedError", "WorkerLimits", "python_command"]
+__all__ = ["Interpreter", "Worker", "WorkerDiedError", "WorkerLimits", "how_ended", "python_command"]
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Worker:
             if ready:
                 block = os.read(self._answers, 1 << 16)
                 if not block:
-                    raise self._death(_ending(process.wait()))
+                    raise self._death(how_ended(process.wait()))
                 self._buffer += block
             self._check_limits(process, time.monotonic() - started)
         line, _, self._buffer = self._buffer.partition(b"\n")
@@ -234,7 +234,8 @@ class Worker:
         return WorkerDiedError(f"the worker {how}" + (f"; its log ends: {tail[-1][:300]}" if tail else ""))
 
 
-def _ending(code: int) -> str:
+def how_ended(code: int) -> str:
+    """Return how a process ended, from its exit code as `subprocess` gives it: negative for a signal."""
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name

@@ -15,7 +15,16 @@ from edgekit.tensors import TensorSpec, check_feed
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ModelFiles", "Runtime", "Session", "SessionOptions", "bind", "load_first", "pick_providers"]
+__all__ = [
+    "ModelFiles",
+    "Runtime",
+    "Session",
+    "SessionOptions",
+    "bind",
+    "load_first",
+    "not_importable",
+    "pick_providers",
+]
 
 
 class ModelFiles(msgspec.Struct, frozen=True):
@@ -146,11 +155,13 @@ class Runtime(abc.ABC):
         name: Its name in the table.
         formats: Artifact formats that it opens.
         extra: The extra of `edgekit-deploy` that provides it.
+        packages: Top-level packages that may carry its library; none where it has no library.
     """
 
     name: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     extra: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def version(self) -> str:
@@ -176,6 +187,14 @@ class Runtime(abc.ABC):
             UnavailableError: The runtime, or the first provider asked for, is not available here.
             InvalidFileError: The runtime cannot read the file.
         """
+
+
+def not_importable(runtime: type[Runtime], error: ImportError) -> UnavailableError:
+    """Return the error for a library that does not import: because it is not there, or because it is broken."""
+    hint = f"Run: pip install 'edgekit-deploy[{runtime.extra}]'."
+    if isinstance(error, ModuleNotFoundError) and error.name in runtime.packages:
+        return UnavailableError(f"the runtime {runtime.name} is not installed", hint=hint)
+    return UnavailableError(f"the runtime {runtime.name} does not import", got=str(error), hint=hint)
 
 
 def pick_providers(

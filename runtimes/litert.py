@@ -85,6 +85,7 @@ class LiteRT(Runtime):
     name = "litert"
     formats = ("tflite",)
     extra = "tflite"
+    packages = tuple(module.partition(".")[0] for module in LIBRARIES.values())
 
     def version(self) -> str:  # noqa: D102  the contract is the base class's
         library = _library()

@@ -15,6 +15,7 @@ from edgekit.runtimes.base import (
     SessionOptions,
     bind,
     load_first,
+    not_importable,
     pick_providers,
 )
 
@@ -56,9 +57,7 @@ def _library() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UnavailableError(
-            "the runtime onnxruntime is not installed", hint="Run: pip install 'edgekit-deploy[onnx]'."
-        ) from error
+        raise not_importable(OnnxRuntime, error) from error
     onnxruntime.disable_telemetry_events()
     return onnxruntime
 
@@ -73,6 +72,7 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     formats = ("onnx",)
     extra = "onnx"
+    packages = ("onnxruntime",)
 
     def version(self) -> str:  # noqa: D102  the contract is the base class's
         return f"onnxruntime {_library().__version__}"

@@ -16,6 +16,7 @@ from edgekit.runtimes.base import (
     SessionOptions,
     bind,
     load_first,
+    not_importable,
     pick_providers,
 )
 from edgekit.tensors import TensorSpec, sample_shape
@@ -48,9 +49,7 @@ def _core() -> Any:
         with _without_telemetry():
             from openvino import Core
     except ImportError as error:
-        raise UnavailableError(
-            "the runtime openvino is not installed", hint="Run: pip install 'edgekit-deploy[openvino]'."
-        ) from error
+        raise not_importable(OpenVino, error) from error
     return Core()
 
 
@@ -80,6 +79,7 @@ class OpenVino(Runtime):
     name = "openvino"
     formats = ("openvino",)
     extra = "openvino"
+    packages = ("openvino",)
 
     def version(self) -> str:  # noqa: D102  the contract is the base class's
         _core()

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import msgspec
 import pytest
 
-from edgekit.choose import InstalledRuntime, InstalledRuntimes, choose, installed_runtimes
+from edgekit.choose import InstalledRuntime, InstalledRuntimes, Problem, choose, installed_runtimes
 from edgekit.devices import load_profile, profile_ids
 from edgekit.errors import RefusedError, UnavailableError, UsageError
 from edgekit.manifest import Artifact, GateResult, Golden, Manifest, Option, Plan, Recipe, SourceInfo, Verdict
@@ -148,14 +148,33 @@ def test_each_step_down_is_a_reason() -> None:
     assert plan.reasons[0] == "openvino: the bundle has no openvino artifact here"
 
 
-def test_a_broken_runtime_says_why() -> None:
-    class Broken(dict[str, InstalledRuntime]):
-        problems = {"litert": "libfoo.so.1: cannot open shared object file"}  # noqa: RUF012
+class Broken(dict[str, InstalledRuntime]):
+    problems = {"litert": Problem("libfoo.so.1: cannot open shared object file", missing=False)}  # noqa: RUF012
 
+
+def test_a_broken_runtime_says_why() -> None:
     plan = choose(load_profile("raspberry-pi-4"), bundle(RPI), Broken(ORT))
     assert plan.reasons[0] == (
-        "litert is not installed: stepping down (libfoo.so.1: cannot open shared object file)"
+        "litert is installed but broken (libfoo.so.1: cannot open shared object file): stepping down"
     )
+
+
+def test_a_broken_runtime_asked_for_by_hand_is_refused_with_its_reason() -> None:
+    pi = load_profile("raspberry-pi-4")
+    with pytest.raises(UnavailableError, match=r"broken \(libfoo\.so\.1: cannot open") as caught:
+        choose(pi, bundle(RPI), Broken(ORT), runtime="litert", forced=True)
+    assert caught.value.exit_code == 5
+    assert "edgekit doctor" in str(caught.value.hint)
+    assert "onnxruntime 1.31.1" in str(caught.value.got)
+
+
+def test_what_is_broken_is_not_to_be_installed_again() -> None:
+    with pytest.raises(UnavailableError) as caught:
+        choose(load_profile("raspberry-pi-4"), bundle(RPI), Broken())
+    hint = str(caught.value.hint)
+    assert "[onnx]" in hint
+    assert "tflite" not in hint
+    assert "edgekit doctor" in hint
 
 
 @pytest.mark.parametrize(
@@ -384,4 +403,4 @@ def test_this_machine_s_runtimes_are_listed_without_raising() -> None:
     assert len(found) + len(found.problems) == 4
     assert all(each.version for each in found.values())
     assert all(each.providers for each in found.values())
-    assert all("pip install" in reason for reason in found.problems.values())
+    assert all("pip install" in problem.why for problem in found.problems.values())
