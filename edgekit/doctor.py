@@ -1,17 +1,15 @@
 """What this machine has and what it lacks, and the command that gives it.
 
-Each runtime is asked in a child process: a native library that crashes takes its child down, not the page.
+Each runtime is tried in a child process: a native library that crashes takes its child down, not the page. What is
+found counts for the next start of everything else, too.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
-import signal
-import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +18,9 @@ from typing import Any
 from edgekit import __version__
 from edgekit.choose import EXTRAS
 from edgekit.detect import detect, isa_name
-from edgekit.devices import FORMATS, load_profile
+from edgekit.devices import FORMATS, DeviceProfile, load_profile
 from edgekit.errors import UnavailableError
-from edgekit.process import python_command
+from edgekit.probe import TIME_LIMIT_S, Finding, probe
 from edgekit.state import state_root
 
 __all__ = [
@@ -33,7 +31,7 @@ __all__ = [
     "RuntimeFinding",
     "StateFinding",
     "diagnose",
-    "probe_runtime",
+    "runtime_finding",
 ]
 
 #: Extra to (what it gives, the distributions that it needs). Runtimes are asked themselves, not listed here.
@@ -41,27 +39,12 @@ FEATURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "daemon": ("a quicker event loop and HTTP parser for `edgekit serve`", ("httptools", "uvloop")),
     "agent": ("`edgekit agent`: signed reports to a sync server", ("cryptography", "urllib3")),
     "image": ("pictures as input: image files and class folders", ("pillow",)),
+    "text": ("texts as input, for bundles that tokenize", ("tokenizers",)),
     "convert": ("`edgekit convert`: the converters and the gate", ("tensorflow", "tf2onnx", "onnx", "nncf")),
     "deploy": ("`edgekit deploy`: bundles onto devices by ssh", ("cryptography", "packaging")),
+    "torch": ("PyTorch models as a source of `edgekit convert`", ("torch", "litert-torch")),
     "sync": ("`edgekit sync serve`: the sync server", ("fastapi", "uvicorn", "sqlalchemy", "alembic")),
 }
-
-#: Run in the child: prints one JSON line, whatever the native library prints before.
-_PROBE = """
-import json, sys
-from edgekit.errors import EdgeKitError
-from edgekit.runtimes import get_runtime
-try:
-    runtime = get_runtime(sys.argv[1])
-    answer = {"version": runtime.version(), "providers": list(runtime.providers())}
-except (EdgeKitError, ImportError, OSError) as error:
-    cause = error.__cause__ if not isinstance(error.__cause__, ModuleNotFoundError) else None
-    answer = {
-        "problem": getattr(error, "what", None) or str(error),
-        "detail": str(getattr(error, "got", None) or cause or ""),
-    }
-print(json.dumps(answer))
-"""
 
 
 @dataclass(frozen=True)
@@ -73,15 +56,19 @@ class RuntimeFinding:
         version: Library and version, empty where it does not work.
         providers: Execution providers or devices that it has here.
         problem: Why it cannot be used, empty where it can.
+        missing: It is not installed; with a problem and not missing, it is installed but broken.
+        lacks: Providers that the detected device's profile wants of it and that are not here.
         gives: What it runs.
         preferred: Whether the detected device's profile lists it.
-        command: The command that installs it, empty where it works.
+        command: The command that installs it, empty where it works or nothing is published for this system.
     """
 
     name: str
     version: str
     providers: tuple[str, ...]
     problem: str
+    missing: bool
+    lacks: tuple[str, ...]
     gives: str
     preferred: bool
     command: str
@@ -89,7 +76,7 @@ class RuntimeFinding:
 
 @dataclass(frozen=True)
 class FeatureFinding:
-    """One extra that is not a runtime: what it gives, which distributions are missing, how to get them."""
+    """One extra that is not a runtime: what it gives, what is missing, how to get it."""
 
     extra: str
     gives: str
@@ -144,8 +131,8 @@ class Diagnosis:
         return asdict(self)
 
 
-def diagnose(*, root: str = "/", state_dir: str | None = None, timeout_s: float = 60.0) -> Diagnosis:
-    """Look at the device, the runtimes, the extras and the state folder; change nothing.
+def diagnose(*, root: str = "/", state_dir: str | None = None, timeout_s: float = TIME_LIMIT_S) -> Diagnosis:
+    """Look at the device, the runtimes, the extras and the state folder; only the cache of findings is written.
 
     Args:
         root: Where the device's signals are looked for.
@@ -153,18 +140,18 @@ def diagnose(*, root: str = "/", state_dir: str | None = None, timeout_s: float 
         timeout_s: Longest wait for one runtime, in seconds.
     """
     device = _device(root)
-    wanted = {each.runtime for each in load_profile(device.id).runtimes} if device.id else set[str]()
+    profile = load_profile(device.id) if device.id else None
     return Diagnosis(
         edgekit=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver()) or 'unknown libc'}",
         device=device,
         runtimes=tuple(
-            probe_runtime(name, preferred=name in wanted, timeout_s=timeout_s)
+            runtime_finding(name, probe(name, fresh=True, timeout_s=timeout_s), profile, device.isa)
             for name in FORMATS
             if name in EXTRAS
         ),
-        features=tuple(_feature(extra) for extra in FEATURES),
+        features=(*(_feature(extra) for extra in FEATURES), *_emulator(device.isa)),
         state=_state(state_root(state_dir)),
     )
 
@@ -181,59 +168,67 @@ def _device(root: str) -> DeviceFinding:
     )
 
 
-def probe_runtime(
-    name: str, *, preferred: bool = False, timeout_s: float = 60.0, command: Sequence[str] | None = None
+def runtime_finding(
+    name: str, found: Finding, profile: DeviceProfile | None = None, isa: str = ""
 ) -> RuntimeFinding:
-    """Ask one runtime for its version and providers, in a child process.
+    """Return what the page says of one runtime.
 
     Args:
         name: The runtime.
-        preferred: Whether the device's profile lists it.
-        timeout_s: Longest wait, in seconds.
-        command: Another child to ask, which prints the same line of JSON.
+        found: What its probe found.
+        profile: The detected device's; None where none could be told.
+        isa: Name of this system's instruction set.
     """
-    answer = _ask(command or python_command("-c", _PROBE, name), timeout_s)
-    problem = ": ".join(each for each in (answer.get("problem", ""), answer.get("detail", "")) if each)
+    listed = [each for each in (profile.runtimes if profile else ()) if each.runtime == name]
+    wanted = [provider for each in listed for provider in each.providers]
+    lacks = () if found.problem else tuple(each for each in wanted if not _has(found.providers, each))
     return RuntimeFinding(
         name=name,
-        version=answer.get("version", ""),
-        providers=tuple(answer.get("providers", ())),
-        problem=problem,
+        version=found.version,
+        providers=found.providers,
+        problem="not installed" if found.missing else found.problem,
+        missing=found.missing,
+        lacks=lacks,
         gives=f"runs {' and '.join(FORMATS[name])} artifacts",
-        preferred=preferred,
-        command=_pip(EXTRAS[name]) if problem else "",
+        preferred=bool(listed),
+        command=_mend(name, found) if found.problem and not isa.startswith("armv7") else "",
     )
 
 
-def _ask(command: Sequence[str], timeout_s: float) -> dict[str, Any]:
-    """Run the child and return its answer, or how it failed to give one."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return {"problem": f"gave no answer within {timeout_s:g} s"}
-    last = done.stdout.strip().rpartition("\n")[2]
-    try:
-        answer = json.loads(last)
-    except ValueError:
-        answer = None
-    if done.returncode == 0 and isinstance(answer, dict):
-        return answer
-    said = done.stderr.strip().rpartition("\n")[2]
-    return {"problem": f"broken: {_ending(done.returncode)} while it was loaded", "detail": said}
+def _has(providers: Collection[str], wanted: str) -> bool:
+    """Tell whether a provider is there; OpenVINO calls the first of several GPUs `GPU.0`."""
+    return any(each == wanted or each.startswith(f"{wanted}.") for each in providers)
 
 
-def _ending(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+def _mend(name: str, found: Finding) -> str:
+    return _pip(EXTRAS[name], "" if found.missing else "--force-reinstall ")
 
 
-def _pip(extra: str) -> str:
-    return f"pip install 'edgekit-deploy[{extra}]'"
+def _pip(extra: str, how: str = "") -> str:
+    return f"pip install {how}'edgekit-deploy[{extra}]'"
 
 
 def _feature(extra: str) -> FeatureFinding:
     gives, needs = FEATURES[extra]
     missing = _missing(needs)
     return FeatureFinding(extra, gives, missing, _pip(extra) if missing else "")
+
+
+def _emulator(isa: str) -> tuple[FeatureFinding, ...]:
+    """Return what emulation lacks, on the machines that can emulate a device."""
+    from edgekit.emulator import is_ready
+
+    if not isa.startswith("x86-64"):
+        return ()
+    ready = is_ready()
+    return (
+        FeatureFinding(
+            "emulator",
+            "`verify --emulate` and `convert --prove emulated`: artifacts run under a device's CPU",
+            () if ready else ("its environment",),
+            "" if ready else "edgekit env create emulator",
+        ),
+    )
 
 
 def _missing(distributions: Collection[str]) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def tried(runtime: Runtime, begin: Callable[[str], None]) -> dict[str, Any]:
     found = session.run({"image": image})["probabilities"]
     if not expected(found):
         values = ", ".join(f"{value:.3g}" for value in np.ravel(found)[:4])
-        answer["problem"] = f"computed a wrong answer for a model of four layers: {values}"
+        answer["problem"] = f"it computed a wrong answer for a model of four layers: {values}"
     return answer
 
 

@@ -126,9 +126,9 @@ def _judge(heard: _Heard, timeout_s: float) -> Finding:
         return finding
     step = next((each.step for each in reversed(messages) if each.step), STEPS[0])
     if heard.code is None:
-        return Finding(problem=f"gave no answer within {timeout_s:g} s while {step}")
+        return Finding(problem=f"it gave no answer within {timeout_s:g} s while {step}")
     said = heard.words.decode("utf-8", "replace").strip().rpartition("\n")[2].strip()
-    return Finding(problem=f"{how_ended(heard.code)} while {step}" + (f": {said[:300]}" if said else ""))
+    return Finding(problem=f"it {how_ended(heard.code)} while {step}" + (f": {said[:300]}" if said else ""))
 
 
 def _message(line: bytes) -> _Message:

@@ -52,7 +52,7 @@ class InferenceSession:
     def get_outputs(self): return [Node(name="probabilities", type="tensor(float)")]
     def run(self, names, feed): return [numpy.full((1, 4), 0.25, numpy.float32)]
 """,
-        "computed a wrong answer for a model of four layers: 0.25, 0.25, 0.25, 0.25",
+        "it computed a wrong answer for a model of four layers: 0.25, 0.25, 0.25, 0.25",
     ),
 }
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.choose import EXTRAS
-from edgekit.devices import FORMATS
-from edgekit.doctor import FEATURES, diagnose, probe_runtime
+from edgekit.choose import EXTRAS, installed_runtimes
+from edgekit.devices import FORMATS, load_profile
+from edgekit.doctor import FEATURES, diagnose, runtime_finding
+from edgekit.probe import Finding
+from tests.broken_runtimes import put_broken
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,53 +24,61 @@ pytestmark = pytest.mark.device
 ROOT = Path(__file__).parents[1]
 
 
-def child(script: str) -> list[str]:
-    return [sys.executable, "-c", script]
-
-
-def test_a_crash_of_the_native_library_is_a_finding() -> None:
-    found = probe_runtime("openvino", command=child("import os; os.kill(os.getpid(), 11)"))
-    assert found.problem == "broken: killed by SIGSEGV while it was loaded"
-    assert (found.version, found.providers) == ("", ())
-    assert found.command == "pip install 'edgekit-deploy[openvino]'"
-
-
-def test_a_library_that_ends_the_process_is_a_finding_with_its_last_words() -> None:
-    found = probe_runtime("litert", command=child("import sys; sys.exit('libfoo.so: wrong ELF class')"))
-    assert found.problem == "broken: ended with exit code 1 while it was loaded: libfoo.so: wrong ELF class"
-
-
-def test_a_library_that_hangs_is_a_finding() -> None:
-    found = probe_runtime("litert", command=child("import time; time.sleep(60)"), timeout_s=0.2)
-    assert found.problem == "gave no answer within 0.2 s"
-
-
-def test_noise_before_the_answer_is_passed_over() -> None:
-    script = """print("INFO: hello"); print('{"version": "litert 1", "providers": ["CPU"]}')"""
-    found = probe_runtime("litert", command=child(script))
-    assert (found.version, found.providers, found.problem, found.command) == ("litert 1", ("CPU",), "", "")
-
-
-@pytest.mark.parametrize("output", ["", "hello", "[1, 2]"])
-def test_an_answer_that_is_none_is_a_finding(output: str) -> None:
-    assert probe_runtime("litert", command=child(f"print({output!r})")).problem.startswith("broken: ")
-
-
 def test_a_runtime_that_is_missing_or_broken_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "openvino").mkdir()
-    (tmp_path / "openvino/__init__.py").write_text("import os\nos.kill(os.getpid(), 11)\n")
-    (tmp_path / "onnxruntime").mkdir()
-    (tmp_path / "onnxruntime/__init__.py").write_text(
-        "raise ImportError('libonnxruntime.so.1: no such file')\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    put_broken(tmp_path, "segfault", "openvino")
+    put_broken(tmp_path, "import error", "onnxruntime")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = {each.name: each for each in diagnose(state_dir=str(tmp_path)).runtimes}
     assert "SIGSEGV" in found["openvino"].problem
-    assert "libonnxruntime.so.1: no such file" in found["onnxruntime"].problem
-    assert found["onnxruntime"].command == "pip install 'edgekit-deploy[onnx]'"
+    assert (found["openvino"].version, found["openvino"].providers) == ("", ())
+    assert "libcudart.so.13: cannot open" in found["onnxruntime"].problem
+    assert found["onnxruntime"].command == "pip install --force-reinstall 'edgekit-deploy[onnx]'"
+    assert not found["onnxruntime"].missing
     assert "SIGSEGV" not in found["litert"].problem
+    # what the page found holds for everything else
+    monkeypatch.setattr("edgekit.probe_run.ask", lambda *_: pytest.fail("tried again"))
+    assert "SIGSEGV" in installed_runtimes_problem("openvino")
+
+
+def installed_runtimes_problem(name: str) -> str:
+    found = installed_runtimes()
+    assert name not in found
+    return found.problems[name].why
+
+
+def test_the_page_asks_again_whatever_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(name: str, _timeout_s: float) -> Finding:
+        asked.append(name)
+        return Finding(f"{name} 1", ("CPU",))
+
+    monkeypatch.setattr("edgekit.probe_run.ask", ask)
+    for _ in range(2):
+        found = diagnose()
+    assert asked == [each.name for each in found.runtimes if not each.missing] * 2
+    assert asked
+
+
+def test_what_is_missing_has_its_command() -> None:
+    missing = Finding(problem="the runtime litert is not installed. Run: pip …", missing=True)
+    found = runtime_finding("litert", missing, load_profile("raspberry-pi-4"), "aarch64")
+    assert (found.problem, found.preferred) == ("not installed", True)
+    assert found.command == "pip install 'edgekit-deploy[tflite]'"
+    assert runtime_finding("litert", missing, None, "armv7l").command == ""
+
+
+def test_a_provider_that_the_device_wants_and_the_runtime_lacks_is_told() -> None:
+    ort = Finding("onnxruntime 1.31.1", ("CPUExecutionProvider",))
+    found = runtime_finding("onnxruntime", ort, load_profile("jetson-orin-nano"), "aarch64")
+    assert found.lacks == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    assert found.command == ""
+    npus = Finding("openvino 2026.4.1", ("CPU", "NPU.0", "NPU.1"))
+    assert runtime_finding("openvino", npus, load_profile("intel-npu"), "x86-64").lacks == ()
+    assert runtime_finding("openvino", npus).lacks == ()
 
 
 def test_the_page_is_made_where_no_device_can_be_told(tmp_path: Path) -> None:

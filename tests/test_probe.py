@@ -99,7 +99,7 @@ def test_every_command_goes_on_with_what_works(broken: str, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)["plan"]
     assert plan["runtime"] == "litert"
-    why = "onnxruntime is installed but broken (was killed by SIGSEGV while it opened a model): stepping down"
+    why = "onnxruntime is installed but broken (it was killed by SIGSEGV while it opened a model): stepping down"
     assert why in plan["reasons"]
     done = edgekit("run", "bundle", "x.npy", "--runtime", "onnxruntime")
     assert done.returncode == 5
@@ -125,7 +125,7 @@ def test_a_pinned_plan_whose_runtime_has_broken_is_left(
     plan, _ = open_here(bundle, lambda _bundle, _plan: None, state_dir=tmp_path / "state")
     assert plan.runtime == "litert"
     assert plan.reasons[0] == (
-        "the pinned plan does not start any more: was killed by SIGSEGV while it was imported"
+        "the pinned plan does not start any more: it was killed by SIGSEGV while it was imported"
     )
 
 
@@ -233,7 +233,7 @@ def test_a_child_of_the_child_holds_nothing_up(tmp_path: Path, monkeypatch: pyte
     )
     monkeypatch.syspath_prepend(tmp_path / "in-front")
     begin = time.monotonic()
-    assert probe("onnxruntime").problem == "was killed by SIGABRT while it was imported"
+    assert probe("onnxruntime").problem == "it was killed by SIGABRT while it was imported"
     assert time.monotonic() - begin < 30
 
 
