@@ -17,7 +17,7 @@ from edgekit.sources.base import SourceOptions
 from edgekit.streams import Samples
 from edgekit.tensors import TensorSpec
 
-__all__ = ["Converted", "Converter", "Rung", "SourceModel"]
+__all__ = ["Converted", "Converter", "Rung", "SourceModel", "frozen"]
 
 _CALIBRATED = ("int8", "int16x8")
 
@@ -162,9 +162,9 @@ class Converter(abc.ABC):
             folder: An empty folder.
         """
 
-    def inputs(self, source: SourceModel, recipe: Recipe) -> tuple[TensorSpec, ...]:  # noqa: ARG002
-        """Return the inputs as the artifact takes them: the source's, unless it narrows them."""
-        return source.inputs
+    def inputs(self, source: SourceModel, recipe: Recipe) -> tuple[TensorSpec, ...]:
+        """Return the inputs as the artifact takes them: the source's, `frozen` by a recipe that is `static`."""
+        return frozen(source.inputs) if recipe.options.get("static") else source.inputs
 
     def input_names(self, source: SourceModel, path: Path) -> Mapping[str, str]:  # noqa: ARG002
         """Return canonical input names to the artifact's own, where they differ."""
@@ -192,3 +192,23 @@ class Converter(abc.ABC):
     def reason(self, error: Exception) -> str:
         """Return the part of a framework's error that tells why."""
         return str(error)[:300] or type(error).__name__
+
+
+def frozen(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return inputs for a target that takes fixed sizes only: a free batch becomes one.
+
+    Raises:
+        ConversionError: An input has free sizes beyond the batch.
+    """
+    narrowed = tuple(
+        msgspec.structs.replace(spec, shape=(1, *spec.shape[1:]) if spec.shape[:1] == (-1,) else spec.shape)
+        for spec in inputs
+    )
+    for spec in narrowed:
+        if -1 in spec.shape:
+            raise ConversionError(
+                f"the target takes fixed shapes only, and input {spec.name!r} has free sizes beyond the batch",
+                got=list(spec.shape),
+                hint="Export the model with fixed sizes; of an ONNX file, --input-shape fixes them.",
+            )
+    return narrowed

@@ -6,9 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from edgekit.canonical import canonicalise, save_canonical
+from edgekit.canonical import canonicalise
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.converters.keras_tflite import saved_model_folder, signature_of
+from edgekit.converters.onnx_static import save_float
 from edgekit.manifest import Recipe
 from edgekit.streams import Samples
 
@@ -33,9 +34,8 @@ class KerasToOnnx(Converter):
         folder: Path,
     ) -> Path:
         """Write one `.onnx` in canonical form."""
-        path = folder / "model.onnx"
-        save_canonical(self._convert_one(saved_model_folder(source), source, recipe), str(path))
-        return path
+        model = self._convert_one(saved_model_folder(source), source, recipe)
+        return save_float(model, source, recipe, folder)
 
     def _convert_one(self, folder: Path, source: SourceModel, recipe: Recipe) -> Any:
         import tensorflow as tf

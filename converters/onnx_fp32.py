@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from edgekit.canonical import canonicalise, fold_constants, save_canonical
+from edgekit.canonical import canonicalise, fold_constants
 from edgekit.converters.base import Converter, SourceModel
+from edgekit.converters.onnx_static import fix_sizes, save_float
 from edgekit.manifest import Recipe
 from edgekit.opset import lower, opset_of
 from edgekit.sources.onnx_graph import read_model
 from edgekit.streams import Samples
-from edgekit.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 __all__ = ["OnnxToOnnx"]
 
@@ -50,18 +45,6 @@ class OnnxToOnnx(Converter):
             model.graph.CopyFrom(fold_constants(model.graph))
             model = lower(model, int(recipe.options["opset"]))
         if source.options.input_shapes:
-            _fix_sizes(model, source.inputs)
-        path = folder / "model.onnx"
+            fix_sizes(model, source.inputs)
         canonical = canonicalise(model, ir_version=int(recipe.options["ir"]))
-        save_canonical(canonical, str(path), source.path.parent)
-        return path
-
-
-def _fix_sizes(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
-    """Write sizes into the graph's inputs; what was inferred from free ones goes."""
-    given = {spec.name: spec.shape for spec in inputs}
-    del model.graph.value_info[:]
-    for value in model.graph.input:
-        for dimension, size in zip(value.type.tensor_type.shape.dim, given.get(value.name, ()), strict=False):
-            if size >= 0:
-                dimension.dim_value = size
+        return save_float(canonical, source, recipe, folder, source.path.parent)

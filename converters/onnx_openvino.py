@@ -7,10 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from edgekit.converters.base import Converter, SourceModel
-from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 from edgekit.streams import Samples
 from edgekit.tensors import TensorSpec
@@ -70,10 +67,6 @@ class OnnxToOpenVino(Converter):
             model.reshape({spec.name: list(spec.shape) for spec in self.inputs(source, recipe)})
         return save_ir(model, folder, half=recipe.precision == "fp16")
 
-    def inputs(self, source: SourceModel, recipe: Recipe) -> tuple[TensorSpec, ...]:
-        """Return the inputs, the batch fixed at one where the target takes fixed shapes only."""
-        return _frozen(source.inputs) if recipe.options["static"] else source.inputs
-
 
 def _read(path: Path) -> Any:
     """Return the model; of a file OpenVINO 2026.4 does not take every operator that it takes of the same bytes."""
@@ -105,18 +98,3 @@ def _keep_inputs(model: Any, inputs: Sequence[TensorSpec]) -> None:
             lost.set_friendly_name(spec.name)
             lost.output(0).set_names({spec.name})
             model.add_parameters([lost])
-
-
-def _frozen(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    narrowed = tuple(
-        msgspec.structs.replace(spec, shape=(1, *spec.shape[1:]) if spec.shape[:1] == (-1,) else spec.shape)
-        for spec in inputs
-    )
-    for spec in narrowed:
-        if -1 in spec.shape:
-            raise ConversionError(
-                f"the target takes fixed shapes only, and input {spec.name!r} has free sizes beyond the batch",
-                got=list(spec.shape),
-                hint="Export the model with fixed sizes.",
-            )
-    return narrowed

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.canonical import canonicalise, save_canonical
+from edgekit.canonical import canonicalise
 from edgekit.converters.base import Converter, SourceModel
+from edgekit.converters.onnx_static import save_float
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 from edgekit.sources.sklearn import SklearnSource, parts, plausible_rows
@@ -77,9 +78,7 @@ class SklearnToOnnx(Converter):
         model.opset_import.extend(onnx.helper.make_opsetid(*each) for each in versions.items())
         canonical = canonicalise(model, inputs=["input"], outputs=names, ir_version=int(recipe.options["ir"]))
         _check_boundaries(opened, canonical)
-        path = folder / "model.onnx"
-        save_canonical(canonical, str(path))
-        return path
+        return save_float(canonical, source, recipe, folder)
 
 
 def _convert(source: SklearnSource, opset: int) -> Any:

@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.canonical import canonicalise, save_canonical
+from edgekit.canonical import canonicalise
 from edgekit.converters.base import Converter, SourceModel
+from edgekit.converters.onnx_static import save_float
 from edgekit.converters.tflite_readers import readable_copy
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
@@ -45,14 +46,10 @@ class TfliteToOnnx(Converter):
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             readable = readable_copy(source.path, Path(scratch))
             model = _convert(readable, inputs, outputs, int(recipe.options["opset"]))
-        path = folder / "model.onnx"
-        save_canonical(
-            canonicalise(
-                model, inputs=list(inputs), outputs=list(outputs), ir_version=int(recipe.options["ir"])
-            ),
-            str(path),
+        canonical = canonicalise(
+            model, inputs=list(inputs), outputs=list(outputs), ir_version=int(recipe.options["ir"])
         )
-        return path
+        return save_float(canonical, source, recipe, folder)
 
 
 def _convert(path: Path, inputs: dict[str, int], outputs: dict[str, int], opset: int) -> onnx.ModelProto:

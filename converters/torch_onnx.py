@@ -7,8 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from edgekit.canonical import canonicalise, fold_constants, save_canonical
+from edgekit.canonical import canonicalise, fold_constants
 from edgekit.converters.base import Converter, SourceModel
+from edgekit.converters.onnx_static import save_float
 from edgekit.errors import ConversionError
 from edgekit.manifest import Recipe
 from edgekit.opset import lower, opset_of
@@ -164,6 +165,4 @@ def finish(file: Path, source: SourceModel, recipe: Recipe, folder: Path) -> Pat
         outputs=[spec.name for spec in source.outputs],
         ir_version=int(recipe.options["ir"]),
     )
-    path = folder / "model.onnx"
-    save_canonical(canonical, str(path), file.parent)
-    return path
+    return save_float(canonical, source, recipe, folder, file.parent)

@@ -199,6 +199,7 @@ class _Conversion:
         outcomes = make_all(self._bench(), wanted)
         self.rows = {name: outcome.row for name, outcome in outcomes.items()}
         self.made = {name: o.kept for name, o in outcomes.items() if o.kept is not None}
+        self._say_what_is_fixed()
         report = report_path(request.out)
         return Verdicts(tuple(self.rows.values()), self.task, tuple(self.notes), report)
 
@@ -408,6 +409,14 @@ class _Conversion:
             self.notes.append(
                 f"the source itself has top1 {share:.3g}, no better than guessing one of {classes} classes: "
                 "do the labels fit the model?"
+            )
+
+    def _say_what_is_fixed(self) -> None:
+        """Note which artifacts take fewer shapes than the source, for a target that needs it."""
+        fixed = [n for n, each in self.made.items() if each.converted.inputs != self.source.inputs]
+        if fixed and self.profile.static_shapes:
+            self.notes.append(
+                f"{self.profile.id} takes fixed shapes only: a batch of 1 in {', '.join(fixed)}"
             )
 
     def _kept(self) -> dict[str, Row]:

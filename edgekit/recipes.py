@@ -296,7 +296,7 @@ def recipe_for(profile: DeviceProfile, route: Route, format_: str, precision: st
     calibrated = precision in ("int8", "int16x8")
     options = _options(profile, format_, precision)
     if route == ("onnx-fp32",):  # the user's own ONNX is lowered only as far as the target needs it
-        options = {"opset": profile.max_opset, "ir": profile.max_ir}
+        options |= {"opset": profile.max_opset, "ir": profile.max_ir}
     return Recipe(
         route=route,
         precision=precision,
@@ -311,10 +311,17 @@ def onnx_versions(profile: DeviceProfile) -> tuple[int, int]:
     return min(_OPSET, profile.max_opset), min(_IR, profile.max_ir)
 
 
+def _compiles_onnx(profile: DeviceProfile) -> bool:
+    """Tell whether ONNX goes to a compiler that takes fixed shapes only; a CPU beside it takes them too."""
+    listed = (each.providers for each in profile.runtimes if "onnx" in FORMATS[each.runtime])
+    return profile.static_shapes and any(set(providers) - {"CPUExecutionProvider"} for providers in listed)
+
+
 def _options(profile: DeviceProfile, format_: str, precision: str) -> dict[str, Option]:
     if format_ == "onnx" and precision == "fp32":
         opset, ir = onnx_versions(profile)
-        return {"opset": opset, "ir": ir}
+        versions: dict[str, Option] = {"opset": opset, "ir": ir}
+        return versions | ({"static": True} if _compiles_onnx(profile) else {})
     if format_ == "onnx" and precision == "int8":
         policy = profile.int8
         return {

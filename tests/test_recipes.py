@@ -23,7 +23,9 @@ from edgekit.recipes import (
 from edgekit.routes import converters
 
 TABLE = converters()
-PI, JETSON, NPU, X86 = (load_profile(name) for name in ("raspberry-pi-4", "jetson", "intel-npu", "x86-64"))
+PI, JETSON, NPU, X86, KRIA = (
+    load_profile(name) for name in ("raspberry-pi-4", "jetson", "intel-npu", "x86-64", "kria")
+)
 
 
 def names(wanted: list[Wanted]) -> list[str]:
@@ -171,6 +173,24 @@ def test_onnx_fp32_is_written_for_the_oldest_reader() -> None:
 def test_openvino_freezes_shapes_where_the_accelerator_needs_it() -> None:
     assert recipe_for(NPU, ("x",), "openvino", "fp32", 0).options == {"static": True}
     assert recipe_for(X86, ("x",), "openvino", "fp16", 0).options == {"static": False}
+
+
+def test_onnx_is_frozen_where_a_compiler_reads_it_that_takes_fixed_shapes_only() -> None:
+    assert recipe_for(KRIA, ("x",), "onnx", "fp32", 0).options == {"opset": 17, "ir": 8, "static": True}
+    own = recipe_for(KRIA, ("onnx-fp32",), "onnx", "fp32", 0).options
+    assert own == {"opset": 18, "ir": 8, "static": True}
+    for precision in ("int8", "int8-dynamic", "fp16"):  # made of the float one, which is frozen already
+        assert "static" not in recipe_for(KRIA, ("x", "y"), "onnx", precision, 5).options
+    assert "static" not in recipe_for(KRIA, ("x",), "tflite", "fp32", 0).options
+    assert "static" not in recipe_for(NPU, ("x",), "onnx", "fp32", 0).options  # no compiler of ONNX there
+
+
+@pytest.mark.parametrize("device", [each for each in profile_ids() if each.startswith("jetson")])
+def test_tensorrt_asks_for_no_fixed_shapes(device: str) -> None:
+    """It takes profiles of shapes in their place, see `edgekit.engines.shape_profiles`."""
+    profile = load_profile(device)
+    assert not profile.static_shapes
+    assert "static" not in recipe_for(profile, ("x",), "onnx", "fp32", 0).options
 
 
 def test_the_users_own_onnx_is_lowered_only_as_far_as_the_target_reads() -> None:

@@ -18,7 +18,7 @@ from edgekit.converters import CONVERTERS, Converted
 from edgekit.converters.tflite_checks import HEAVY, activation_share, check_precision
 from edgekit.converters.tflite_layers import decibels, dequantized, mixed_scales, quantization
 from edgekit.converters.tflite_ranges import clip, observe, run_each
-from edgekit.errors import ConversionError, UsageError
+from edgekit.errors import ConversionError, MachineError, UsageError
 from edgekit.manifest import Recipe
 from edgekit.process import Worker, WorkerLimits
 from edgekit.runtimes import ModelFiles, SessionOptions, get_runtime
@@ -596,6 +596,21 @@ def test_tflite_becomes_onnx_under_the_signatures_names(
     assert np.abs(exact - got).max() < tolerance
     again = make(worker, "tflite-onnx", "tflite", source, tmp_path / "b")
     assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_tflite_becomes_onnx_of_fixed_shapes(worker: Worker, cnn: Made, tmp_path: Path) -> None:
+    recipe = Recipe(("tflite-onnx",), "fp32", options=ONNX | {"static": True})
+    made = make(worker, "tflite-onnx", "tflite", cnn, tmp_path / "o", recipe)
+    assert made.inputs[0].shape == (1, 28, 28, 1)
+    images, labels = evaluation()
+    got = made.run("onnxruntime", image=images[:50])["output_0"]
+    assert (got.argmax(axis=1) == labels[:50]).mean() >= 0.95
+    made.inputs = cnn.inputs  # past the check of shapes: the file itself takes no other
+    session = get_runtime("onnxruntime").load(
+        ModelFiles(made.path, made.inputs, made.outputs), SessionOptions()
+    )
+    with pytest.raises(MachineError, match=r"Got: 2 Expected: 1"):
+        session.run({"image": images[:2]})
 
 
 @pytest.mark.parametrize(("static", "precision"), [(True, "fp32"), (False, "fp32"), (False, "int8")])
