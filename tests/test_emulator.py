@@ -20,7 +20,7 @@ import onnx
 
 from edgekit import emulator as emulation
 from edgekit.cli import COMMANDS
-from edgekit.devices import load_profile
+from edgekit.devices import load_profile, profile_ids
 from edgekit.emulator import create, emulator_folder, emulator_of, is_ready
 from edgekit.errors import MachineError, UnavailableError, UsageError
 from edgekit.verify import prove_emulated
@@ -154,23 +154,41 @@ def test_the_commands_list_create_and_remove(
 # Proving
 
 
+#: What a profile that says `emulated` promises: these very runs, in every runtime that it lists.
+EMULATED = [
+    (profile.id, each.runtime)
+    for profile in map(load_profile, profile_ids())
+    if profile.verified == "emulated"
+    for each in profile.runtimes
+]
+
+
+def test_what_says_emulated_is_what_runs_below() -> None:
+    assert {device for device, _ in EMULATED} == {"raspberry-pi-4", "raspberry-pi-5"}
+    assert {runtime for _, runtime in EMULATED} == {"litert", "onnxruntime"}
+
+
+@pytest.mark.parametrize(("device", "runtime"), EMULATED)
 def test_a_bundle_keeps_its_accuracy_under_the_targets_cpu(
-    prepared: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    prepared: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, device: str, runtime: str
 ) -> None:
+    profile = load_profile(device)
+    first = profile.runtimes[0].runtime == runtime
     bundle = tmp_path / "digits"
     shutil.copytree(converted_twice("raspberry-pi-4")[0].root, bundle)
-    words = ["verify", bundle, "--emulate", "raspberry-pi-4", "--eval", reference_cnn().evaluation]
-    said = run_main([*words, "--json"], capsys)
+    words = ["verify", bundle, "--emulate", device, "--eval", reference_cnn().evaluation, "--json"]
+    said = run_main(words if first else [*words, "--runtime", runtime], capsys)
     assert said.code == 0, said.err
     found = json.loads(said.out)
     assert found["golden"]["passed"]
-    assert found["plan"]["artifact"] == "tflite-int8"
+    assert (found["plan"]["device"], found["plan"]["runtime"]) == (device, runtime)
+    assert found["plan"]["artifact"] == {"litert": "tflite-int8", "onnxruntime": "onnx-int8"}[runtime]
     metric = found["emulated"]["gate"]["metric"]
     assert metric["n"] == 1000
     assert metric["bound_pp"] <= 1.0
     assert abs(metric["artifact"] - metric["source"]) < 0.005
-    kept = json.loads((tmp_path / "digits.report" / "emulated-raspberry-pi-4.json").read_text())
-    assert re.fullmatch(r"qemu 10\.\d+\.\d+, cortex-a72", kept["emulator"])
+    kept = json.loads((tmp_path / "digits.report" / f"emulated-{device}.json").read_text())
+    assert re.fullmatch(rf"qemu 10\.\d+\.\d+, {profile.qemu_cpu}", kept["emulator"])
     assert kept["digest"] == found["digest"]
     assert kept["gate"]["verdict"] == "accepted"
 

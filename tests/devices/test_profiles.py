@@ -151,7 +151,7 @@ def test_what_withdraws_a_parent_does_not_withdraw_its_child(folder: Path) -> No
 
 
 def test_only_what_ran_on_hardware_says_so() -> None:
-    assert {each for each in profile_ids() if load_profile(each).verified != "fixture"} == {
+    assert {each for each in profile_ids() if load_profile(each).verified == "hardware"} == {
         "x86-64", "x86-64-avx512-vnni",
     }  # fmt: skip
 
@@ -259,3 +259,12 @@ def test_a_missing_key_is_named(folder: Path) -> None:
     (folder / "alone.toml").write_text(PARENT.replace("max_ir = 8\n", ""))
     with pytest.raises(InvalidFileError, match=r"alone\.toml: .*`max_ir`"):
         read_profile("alone", folder)
+
+
+def test_only_a_cpu_that_is_emulated_says_so() -> None:
+    """tests/test_emulator.py runs every profile that says `emulated`."""
+    for profile in map(load_profile, profile_ids()):
+        if profile.verified == "emulated":
+            assert profile.qemu_cpu, profile.id
+            assert not profile.accelerators, profile.id
+            assert not profile.withdrawn, profile.id
