@@ -153,6 +153,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
         qemu_cpu: The CPU model by which QEMU emulates it; empty where it has none that does.
         withdrawn: Why nothing can be made for it any more, and the way out; empty where something can.
         notes: What an integrator should know.
+        libraries: Shared library that its accelerator needs to what gives it, for a system where it is missing.
         match: What tells the device on a running system; None for those that catch the rest.
         lineage: Ids of the profiles that it extends, nearest first.
     """
@@ -176,6 +177,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
     qemu_cpu: str = ""
     withdrawn: str = ""
     notes: tuple[str, ...] = ()
+    libraries: Mapping[str, str] = {}
     match: MatchSignals | None = None
     lineage: tuple[str, ...] = ()
 
@@ -244,6 +246,7 @@ class _ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     qemu_cpu: str = ""
     withdrawn: str = ""
     notes: tuple[str, ...] = ()
+    libraries: dict[Annotated[str, msgspec.Meta(pattern=r"^lib[\w.+-]+\.so[\w.]*$")], str] = {}
     match: MatchSignals | None = None
 
 

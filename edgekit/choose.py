@@ -357,5 +357,5 @@ def _unsound(artifact: Artifact, profile: DeviceProfile, runtime: str) -> str:
     if need.reduce_range and not made.get("reduce_range"):
         return "8-bit weights may saturate on this CPU (no VNNI known, and made without reduce_range)"
     if need.symmetric_activations and not made.get("symmetric_activations"):
-        return "made with zero points other than 0, which TensorRT does not take"
+        return f"made with zero points other than 0, which the compiler of {profile.id} does not take"
     return ""

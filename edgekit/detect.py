@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import stat
 import struct
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -68,6 +69,8 @@ class PciDevice(msgspec.Struct, frozen=True):
         driver: Kernel driver bound to it, empty where none is.
         nodes: Device nodes that its driver made, such as `/dev/accel/accel0`, of those that exist.
         usable: Whether this user may open one of the nodes.
+        access: Mode and owner of the first node, such as `crw-rw---- root:render`.
+        loaded: Whether the driver that a profile wants is loaded, as far as the kernel shows its modules.
     """
 
     address: str
@@ -75,6 +78,8 @@ class PciDevice(msgspec.Struct, frozen=True):
     driver: str = ""
     nodes: tuple[str, ...] = ()
     usable: bool = False
+    access: str = ""
+    loaded: bool = False
 
 
 class Signals(msgspec.Struct, frozen=True):
@@ -168,7 +173,7 @@ def read_signals(root: str, profiles: Iterable[DeviceProfile]) -> Signals:
     base, profiles = Path(root), tuple(profiles)
     cpuinfo = _read(base / "proc/cpuinfo")
     arch = _arch(base, cpuinfo)
-    wanted = {pci: each.match.node for each in profiles if each.match for pci in each.match.pci}
+    wanted = {pci: each.match for each in profiles if each.match for pci in each.match.pci}
     tree = next(
         (
             folder
@@ -246,7 +251,7 @@ def _l4t(text: str) -> tuple[int, str] | None:
     return (int(found[1]), found[2]) if found else None
 
 
-def _pci(base: Path, wanted: Mapping[str, str | None]) -> Iterable[PciDevice]:
+def _pci(base: Path, wanted: Mapping[str, MatchSignals]) -> Iterable[PciDevice]:
     """Yield the devices wanted; a driver of class `accel`, say, makes `accel/accel0` there and under /dev."""
     try:
         folders = sorted((base / "sys/bus/pci/devices").iterdir())
@@ -258,7 +263,8 @@ def _pci(base: Path, wanted: Mapping[str, str | None]) -> Iterable[PciDevice]:
         )
         if f"{vendor}:{device}" in wanted:
             driver = re.search(r"^DRIVER=(\S+)", _read(folder / "uevent"), re.MULTILINE)
-            kind = wanted[f"{vendor}:{device}"] or "none"
+            match = wanted[f"{vendor}:{device}"]
+            kind = match.node or "none"
             nodes = sorted(base / "dev" / kind / made.name for made in folder.glob(f"{kind}/{kind}*"))
             there = [node for node in nodes if node.exists()]
             yield PciDevice(
@@ -267,7 +273,26 @@ def _pci(base: Path, wanted: Mapping[str, str | None]) -> Iterable[PciDevice]:
                 driver=driver[1] if driver else "",
                 nodes=tuple("/" + str(node.relative_to(base)) for node in there),
                 usable=any(os.access(node, os.R_OK | os.W_OK) for node in there),
+                access=_access(base, there[0]) if there else "",
+                loaded=bool(match.driver) and (base / "sys/module" / str(match.driver)).is_dir(),
             )
+
+
+def _access(base: Path, node: Path) -> str:
+    """Return a node's mode and owner, by the names in that system's /etc."""
+    state = node.stat()
+    owner, group = (
+        next(
+            (line.split(":")[0] for line in _read(base / "etc" / file).splitlines() if _is_id(line, number)),
+            number,
+        )
+        for file, number in (("passwd", str(state.st_uid)), ("group", str(state.st_gid)))
+    )
+    return f"{stat.filemode(state.st_mode)} {owner}:{group}"
+
+
+def _is_id(line: str, number: str) -> bool:
+    return line.split(":")[2:3] == [number]
 
 
 def _usb(base: Path, wanted: Collection[str]) -> Iterable[str]:
@@ -343,16 +368,30 @@ def _pci_trail(match: MatchSignals, device: PciDevice) -> tuple[list[str], list[
     """Follow one device from the bus to its node."""
     seen = [f"PCI device {device.id} at {device.address}"]
     if match.driver and device.driver != match.driver:
-        return seen, [f"its driver {match.driver} is not bound (got {device.driver or 'none'})"]
+        loaded = (
+            "its module is loaded" if device.loaded else f"its module is not loaded: modprobe {match.driver}"
+        )
+        return seen, [f"its driver {match.driver} is not bound (got {device.driver or 'none'}; {loaded})"]
     if match.driver:
         seen.append(f"driver {device.driver} is bound")
     if match.node and not device.nodes:
         return seen, [f"there is no node under /dev/{match.node}"]
     if match.node:
         seen.append(f"node {device.nodes[0]} is there")
-        if not device.usable:
-            seen.append(f"this user may not open {device.nodes[0]}: join its group (render)")
+        seen.append(f"this user may {'' if device.usable else 'not '}open it{_permission(device)}")
     return seen, []
+
+
+def _permission(device: PciDevice) -> str:
+    """Return the node's mode and owner, and how a user gets in who may not."""
+    told = f" ({device.access})" if device.access else ""
+    if device.usable:
+        return told
+    mode, _, owner = device.access.partition(" ")
+    group = owner.partition(":")[2]
+    if mode[4:6] == "rw" and group not in ("", "root"):
+        return f"{told}: sudo usermod -aG {group} $USER, then log in again"
+    return f"{told}: a udev rule must give it to a group, see the notes of the profile"
 
 
 def _generic(signals: Signals, profiles: Collection[DeviceProfile]) -> DeviceProfile:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from edgekit import __version__
 from edgekit.choose import EXTRAS
@@ -22,6 +24,7 @@ from edgekit.devices import FORMATS, DeviceProfile, load_profile
 from edgekit.errors import UnavailableError
 from edgekit.probe import TIME_LIMIT_S, Finding, probe
 from edgekit.state import state_root
+from edgekit.trail import Step, follow
 
 __all__ = [
     "FEATURES",
@@ -86,7 +89,7 @@ class FeatureFinding:
 
 @dataclass(frozen=True)
 class DeviceFinding:
-    """The detected device; `id` is empty where none could be told, and `reasons` says why."""
+    """The detected device, and the trail to its accelerator; `id` is empty where none could be told."""
 
     id: str
     name: str
@@ -95,6 +98,7 @@ class DeviceFinding:
     reasons: tuple[str, ...]
     signals: dict[str, str]
     notes: tuple[str, ...]
+    trail: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ class Diagnosis:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data; the keys are the attributes' names."""
-        return asdict(self)
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
 
 
 def diagnose(*, root: str = "/", state_dir: str | None = None, timeout_s: float = TIME_LIMIT_S) -> Diagnosis:
@@ -139,7 +144,8 @@ def diagnose(*, root: str = "/", state_dir: str | None = None, timeout_s: float 
         state_dir: The state folder, where it is not the default one.
         timeout_s: Longest wait for one runtime, in seconds.
     """
-    device = _device(root)
+    found = {name: probe(name, fresh=True, timeout_s=timeout_s) for name in FORMATS if name in EXTRAS}
+    device = _device(root, found)
     profile = load_profile(device.id) if device.id else None
     return Diagnosis(
         edgekit=__version__,
@@ -147,16 +153,14 @@ def diagnose(*, root: str = "/", state_dir: str | None = None, timeout_s: float 
         system=f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver()) or 'unknown libc'}",
         device=device,
         runtimes=tuple(
-            runtime_finding(name, probe(name, fresh=True, timeout_s=timeout_s), profile, device.isa)
-            for name in FORMATS
-            if name in EXTRAS
+            runtime_finding(name, finding, profile, device.isa) for name, finding in found.items()
         ),
         features=(*(_feature(extra) for extra in FEATURES), *_emulator(device.isa)),
         state=_state(state_root(state_dir)),
     )
 
 
-def _device(root: str) -> DeviceFinding:
+def _device(root: str, runtimes: Mapping[str, Finding]) -> DeviceFinding:
     try:
         found = detect(root)
     except UnavailableError as error:
@@ -164,7 +168,14 @@ def _device(root: str) -> DeviceFinding:
     profile = load_profile(found.profile_id)
     isa = isa_name(found.arch, found.isa)
     return DeviceFinding(
-        profile.id, profile.name, isa, profile.verified, found.reasons, found.signals, profile.notes
+        id=profile.id,
+        name=profile.name,
+        isa=isa,
+        verified=profile.verified,
+        reasons=found.reasons,
+        signals=found.signals,
+        notes=profile.notes,
+        trail=follow(profile, root, find=runtimes.__getitem__),
     )
 
 

@@ -24,7 +24,7 @@ __all__ = ["compiles", "engine_key", "engine_options", "shape_profiles", "system
 
 Option = str | int | float | bool
 
-_TENSORRT = "TensorrtExecutionProvider"
+_TENSORRT, _VITIS = "TensorrtExecutionProvider", "VitisAIExecutionProvider"
 #: Devices of OpenVINO whose compiler's work is worth a place on the disk.
 _COMPILED = ("NPU", "GPU")
 #: Chip by its device-tree name to the GPU's compute capability (NVIDIA CUDA C++ Programming Guide, "Compute
@@ -54,6 +54,8 @@ def system_versions(root: str = "/") -> dict[str, str]:
         "tensorrt": _newest(base, "usr/lib/*/libnvinfer.so.*"),
         "cuda": _cuda(base),
         "nvidia": ".".join(_found(r"Kernel Module\s+([\d.]+)", base / "proc/driver/nvidia/version")),
+        "vart": _newest(base, "usr/lib/libvart-runner.so.*")
+        or _newest(base, "usr/lib/*/libvart-runner.so.*"),
         "npu": _newest(base, "usr/lib/*/libze_intel_npu.so.*"),
         "intel_vpu": _text(base / "sys/module/intel_vpu/version").strip(),
     }
@@ -126,7 +128,7 @@ def _shape(spec: TensorSpec, files: ModelFiles, batch: int) -> str:
 
 def compiles(providers: Sequence[str]) -> bool:
     """Tell whether a plan's first provider makes engines that are worth keeping."""
-    return bool(providers) and (providers[0] == _TENSORRT or providers[0].startswith(_COMPILED))
+    return bool(providers) and (providers[0] in (_TENSORRT, _VITIS) or providers[0].startswith(_COMPILED))
 
 
 def engine_options(
@@ -162,6 +164,8 @@ def engine_options(
     except OSError:
         return {}
     _remove_former(place)
+    if providers[0] == _VITIS:  # by default under /tmp, where a reboot takes it
+        return {"vitisai_cacheDir": str(place.parent), "vitisai_cacheKey": place.name}
     if providers[0] != _TENSORRT:
         return {"CACHE_DIR": str(place)}
     return {

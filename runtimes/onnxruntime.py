@@ -35,6 +35,7 @@ _REMOTE = "AzureExecutionProvider"
 _PROVIDER_PREFIXES = {
     "trt_": ("TensorrtExecutionProvider", True),
     "cuda_": ("CUDAExecutionProvider", False),
+    "vitisai_": ("VitisAIExecutionProvider", False),
 }
 
 #: On a device, threads that spin between requests take the cores and the heat of everything else.
@@ -66,7 +67,8 @@ class OnnxRuntime(Runtime):
     """Runs ONNX artifacts.
 
     Options: names with a dot are session configuration entries (`session.intra_op.allow_spinning`); names
-    that start with `trt_` go to TensorRT as they are, with `cuda_` to CUDA without that prefix.
+    that start with `trt_` go to TensorRT as they are, with `cuda_` to CUDA and with `vitisai_` to Vitis AI without that
+    prefix.
     """
 
     name = "onnxruntime"
@@ -118,7 +120,7 @@ def session_entries(extra: Mapping[str, Option]) -> dict[str, str]:
             entries[key] = _as_text(value)
         elif not key.startswith(tuple(_PROVIDER_PREFIXES)):
             raise UsageError(
-                f"onnxruntime has no option {key!r}", expected="a name with a dot, trt_… or cuda_…"
+                f"onnxruntime has no option {key!r}", expected="a name with a dot, trt_…, cuda_… or vitisai_…"
             )
     return entries
 

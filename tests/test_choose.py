@@ -23,7 +23,13 @@ TRT = {
         "onnxruntime 1.31.1", ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
     )
 }
+VITIS = {
+    "onnxruntime": InstalledRuntime(
+        "onnxruntime 1.16.0", ("VitisAIExecutionProvider", "CPUExecutionProvider")
+    )
+}
 OPENVINO = {"openvino": InstalledRuntime("openvino 2026.4.1", ("CPU",))}
+IGPU = {"openvino": InstalledRuntime("openvino 2026.4.1", ("CPU", "GPU", "NPU"))}
 NPU = {"openvino": InstalledRuntime("openvino 2026.4.1", ("CPU", "NPU"))}
 NULL = {"null": InstalledRuntime("null", ("CPU",))}
 NOTHING: dict[str, InstalledRuntime] = {}
@@ -94,6 +100,30 @@ def bundle(names: Collection[str], **made: Option) -> Manifest:
         ("intel-npu", INTEL, None, "openvino-int8", "openvino", ("NPU", "CPU")),
         ("intel-core-ultra", INTEL, NPU, "openvino-int8", "openvino", ("NPU", "CPU")),
         ("intel-core-ultra", INTEL[:2], OPENVINO, "openvino-fp16", "openvino", ("CPU",)),
+        ("raspberry-pi-zero-2w", RPI, LITERT | ORT, "tflite-int8", "litert", ("CPU",)),
+        ("raspberry-pi-3", RPI[:1] + RPI[3:], LITERT | ORT, "tflite-fp32", "litert", ("CPU",)),
+        ("raspberry-pi-5", RPI, OPENVINO | ORT, "onnx-int8", "onnxruntime", ("CPUExecutionProvider",)),
+        ("rk3588", RPI, LITERT | ORT, "tflite-int8", "litert", ("CPU",)),
+        ("rk3588", RPI, None, "tflite-int8", "litert", ("CPU",)),
+        ("generic-aarch64", RPI, TRT, "onnx-int8", "onnxruntime", ("CPUExecutionProvider",)),
+        ("kria", RPI, VITIS | LITERT, "onnx-fp32", "onnxruntime", VITIS["onnxruntime"].providers),
+        ("kria", RPI, None, "onnx-fp32", "onnxruntime", VITIS["onnxruntime"].providers),
+        ("kria", RPI, ORT | LITERT, "onnx-fp32", "onnxruntime", ("CPUExecutionProvider",)),
+        ("kria", RPI, LITERT, "tflite-int8", "litert", ("CPU",)),
+        ("kria", RPI[:3], VITIS | LITERT, "tflite-int8", "litert", ("CPU",)),
+        ("jetson-nano", JETSON, None, "onnx-fp16", "onnxruntime", TRT["onnxruntime"].providers),
+        ("jetson-xavier-nx", JETSON, TRT, "onnx-fp16", "onnxruntime", TRT["onnxruntime"].providers),
+        ("jetson-orin", JETSON, CUDA, "onnx-fp16", "onnxruntime", CUDA["onnxruntime"].providers),
+        ("jetson-agx-orin", ("onnx-fp32",), TRT, "onnx-fp32", "onnxruntime", TRT["onnxruntime"].providers),
+        ("jetson-thor", JETSON, TRT, "onnx-fp16", "onnxruntime", TRT["onnxruntime"].providers),
+        ("jetson-thor", JETSON, ORT, "onnx-fp16", "onnxruntime", ("CPUExecutionProvider",)),
+        ("intel-core-ultra-1", INTEL, IGPU, "openvino-int8", "openvino", ("NPU", "CPU")),
+        ("intel-core-ultra-2", INTEL, IGPU, "openvino-int8", "openvino", ("NPU", "CPU")),
+        ("intel-core-ultra-2", INTEL, OPENVINO, "openvino-int8", "openvino", ("CPU",)),
+        ("intel-n100", INTEL + RPI, IGPU | LITERT, "openvino-int8", "openvino", ("CPU",)),
+        ("x86-64", INTEL + RPI, IGPU | TRT | LITERT, "openvino-int8", "openvino", ("CPU",)),
+        ("x86-64-avx2", INTEL + RPI, NPU | LITERT, "openvino-int8", "openvino", ("CPU",)),
+        ("x86-64-avx512-vnni", RPI[3:], TRT, "onnx-int8", "onnxruntime", ("CPUExecutionProvider",)),
         ("x86-64", INTEL + RPI, OPENVINO | ORT | LITERT, "openvino-int8", "openvino", ("CPU",)),
         ("x86-64", RPI, OPENVINO | LITERT, "tflite-int8", "litert", ("CPU",)),
         ("x86-64", JETSON, OPENVINO | ORT, "onnx-fp32", "onnxruntime", ("CPUExecutionProvider",)),
@@ -110,6 +140,32 @@ def test_the_choice(
     plan = choose(load_profile(device), bundle(names), installed)
     assert (plan.device, plan.artifact, plan.runtime, plan.providers) == (device, chosen, runtime, providers)
     assert plan.reasons
+
+
+def test_the_table_has_every_device() -> None:
+    """Of the NCS2 there is none: nothing can be made for it."""
+    (table,) = [mark for mark in test_the_choice.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
+    assert {row[0] for row in table.args[1]} == {*profile_ids()} - {"ncs2"}
+
+
+@pytest.mark.parametrize("device", profile_ids())
+@pytest.mark.parametrize("names", [RPI, JETSON, INTEL, RPI + INTEL, JETSON + INTEL])
+@pytest.mark.parametrize(
+    "installed", [IGPU | TRT | LITERT, VITIS | NPU | LITERT, None], ids=["all", "vitis", "any"]
+)
+def test_no_accelerator_is_planned_that_the_device_does_not_have(
+    device: str, names: tuple[str, ...], installed: dict[str, InstalledRuntime] | None
+) -> None:
+    """What a library is built with is no device: a wheel for CUDA runs on a Raspberry Pi's CPU."""
+    profile = load_profile(device)
+    try:
+        plan = choose(profile, bundle(names), installed)
+    except (UsageError, UnavailableError):
+        return
+    kinds = {"NPU": "npu", "VitisAIExecutionProvider": "fpga", "MYRIAD": "npu"}
+    kinds |= dict.fromkeys(("TensorrtExecutionProvider", "CUDAExecutionProvider", "GPU"), "gpu")
+    for provider in plan.providers:
+        assert provider in ("CPU", "CPUExecutionProvider") or kinds[provider] in profile.accelerators
 
 
 def test_threads_and_options_come_from_the_profile() -> None:
@@ -340,6 +396,15 @@ def test_int8_follows_the_cpu_not_the_hope() -> None:
     assert choose(x86, reduced, ORT).artifact == "onnx-int8"
     assert choose(x86.on(("avx2", "avx512-vnni")), full, ORT).artifact == "onnx-int8"
     assert choose(x86.on(("avx2",)), full, ORT).artifact == "onnx-fp32"
+
+
+def test_an_fpga_takes_symmetric_int8_only() -> None:
+    kria = load_profile("kria")
+    plan = choose(kria, bundle(RPI, symmetric_activations=True), VITIS | LITERT)
+    assert (plan.artifact, plan.providers) == ("onnx-int8", VITIS["onnxruntime"].providers)
+    assert plan.options == {"vitisai_config_file": "/etc/vaip_config.json"}
+    said = choose(kria, bundle(RPI), VITIS | LITERT).reasons[0]
+    assert said == "onnx-int8: made with zero points other than 0, which the compiler of kria does not take"
 
 
 def test_tensorrt_takes_symmetric_int8_only() -> None:

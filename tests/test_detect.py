@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -52,10 +55,10 @@ def test_a_withdrawn_accelerator_is_seen_and_not_used(tree: str) -> None:
         (
             "npu-without-driver",
             "x86-64",
-            "8086:643e at 0000:00:0b.0, but its driver intel_vpu is not bound (got none)",
+            "8086:643e at 0000:00:0b.0, but its driver intel_vpu is not bound (got none; ",
         ),
         ("npu-without-node", "x86-64", "8086:ad1d at 0000:00:0b.0, but there is no node under /dev/accel"),
-        ("npu-held-by-another-driver", "x86-64", "not bound (got vfio-pci)"),
+        ("npu-held-by-another-driver", "x86-64", "not bound (got vfio-pci; "),
         ("other-vendors-accel-node", "x86-64", "no known board or accelerator"),
         ("old-x86", "x86-64", "no known board or accelerator"),
         ("container-without-device-tree", "generic-aarch64", "no known board or accelerator"),
@@ -70,6 +73,7 @@ def test_a_withdrawn_accelerator_is_seen_and_not_used(tree: str) -> None:
         ("jetson-nano", "jetson-nano", "the device tree says nvidia,jetson-nano"),
         ("jetson", "jetson", "says L4T 35.4.1"),
         ("raspberry-pi", "raspberry-pi", "the model is 'Raspberry Pi 6 Model B Rev 1.0'"),
+        ("npu-without-user-driver", "intel-core-ultra-1", "node /dev/accel/accel0 is there"),
         ("intel-n100", "intel-n100", "the CPU is 'Intel(R) N100'"),
         ("xavier-under-jetpack-4", "generic-aarch64", "L4T 32.7.1, older than 35"),
     ],
@@ -120,7 +124,9 @@ def test_the_trail_leads_from_the_bus_to_the_node() -> None:
         "PCI device 8086:b03e at 0000:00:0b.0",
         "driver intel_vpu is bound",
         "node /dev/accel/accel0 is there",
+        detection.reasons[-1].removeprefix("intel-core-ultra: "),
     ]
+    assert re.search(r"this user may open it \([-rw]+ \S+:\S+\)$", detection.reasons[-1])
     assert detection.signals["pci 0000:00:0b.0"] == "8086:b03e, driver intel_vpu, node /dev/accel/accel0"
     json.dumps(detection.signals)
 
@@ -129,7 +135,42 @@ def test_a_node_that_this_user_may_not_open_is_said() -> None:
     npu = PciDevice("0000:00:0b.0", "8086:7d1d", "intel_vpu", ("/dev/accel/accel0",), usable=False)
     detection = recognise(Signals(arch="x86-64", bits=64, pci=(npu,)), PROFILES)
     assert detection.profile_id == "intel-core-ultra-1"
-    assert "may not open /dev/accel/accel0" in detection.reasons[-1]
+    assert "this user may not open it" in detection.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("access", "way"),
+    [
+        ("crw-rw---- root:render", "sudo usermod -aG render $USER, then log in again"),
+        ("crw------- root:root", "a udev rule must give it to a group"),
+        ("crw-rw---- root:root", "a udev rule must give it to a group"),
+        ("crw------- root:render", "a udev rule must give it to a group"),
+    ],
+)
+def test_the_way_in_follows_from_the_nodes_mode_and_owner(access: str, way: str) -> None:
+    npu = PciDevice("0000:00:0b.0", "8086:7d1d", "intel_vpu", ("/dev/accel/accel0",), access=access)
+    said = recognise(Signals(arch="x86-64", bits=64, pci=(npu,)), PROFILES).reasons[-1]
+    assert f"may not open it ({access}): {way}" in said
+
+
+def test_an_owner_is_called_as_that_system_calls_it(tmp_path: Path) -> None:
+    shutil.copytree(TREES / "intel-core-ultra-1", tmp_path / "root")
+    node = tmp_path / "root/dev/accel/accel0"
+    node.chmod(0o660)
+    (tmp_path / "root/etc").mkdir()
+    (tmp_path / "root/etc/passwd").write_text(
+        f"x:x:{os.getuid()}9:0::/:\nnpu-owner:x:{os.getuid()}:0::/:/bin/sh\n"
+    )
+    (tmp_path / "root/etc/group").write_text(f"broken line\nrender:x:{node.stat().st_gid}:\n")
+    (npu,) = read_signals(str(tmp_path / "root"), PROFILES).pci
+    assert npu.access == "-rw-rw---- npu-owner:render"
+
+
+def test_a_driver_that_is_not_bound_is_loaded_or_is_not(tmp_path: Path) -> None:
+    shutil.copytree(TREES / "npu-without-driver", tmp_path / "root")
+    assert "its module is not loaded: modprobe intel_vpu" in detect(str(tmp_path / "root")).reasons[0]
+    (tmp_path / "root/sys/module/intel_vpu").mkdir(parents=True)
+    assert "(got none; its module is loaded)" in detect(str(tmp_path / "root")).reasons[0]
 
 
 def test_of_two_accelerators_the_one_whose_trail_is_whole_counts() -> None:

@@ -81,6 +81,18 @@ def test_a_provider_that_the_device_wants_and_the_runtime_lacks_is_told() -> Non
     assert runtime_finding("openvino", npus).lacks == ()
 
 
+def test_the_trail_to_an_accelerator_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.probe_run.ask", lambda name, _timeout_s: Finding(f"{name} 1", ("CPU",)))
+    tree = ROOT / "tests" / "devices" / "trees" / "npu-without-user-driver"
+    found = diagnose(root=str(tree)).as_json()["device"]
+    assert found["id"] == "intel-core-ultra-1"
+    assert [(step["step"], step["ok"]) for step in found["trail"]] == [
+        ("library", True),
+        ("library", False),
+        ("runtime", None),
+    ]
+
+
 def test_the_page_is_made_where_no_device_can_be_told(tmp_path: Path) -> None:
     found = diagnose(root=str(tmp_path), state_dir=str(tmp_path))
     assert found.device.id == ""

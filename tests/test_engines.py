@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from edgekit import local
+from edgekit.devices import load_profile
 from edgekit.engines import compiles, engine_key, engine_options, shape_profiles, system_versions
 from edgekit.manifest import Plan
 from edgekit.runtimes import ModelFiles, SessionOptions
+from edgekit.runtimes.onnxruntime import provider_options
 from edgekit.tensors import TensorSpec
 from tests.runtimes.bundles import write_tiny
 
@@ -33,10 +35,10 @@ def orin(tmp_path: Path) -> Path:
     root = tmp_path / "orin"
     shutil.copytree(TREES / "jetson-orin-nano", root)
     libraries = root / "usr/lib/aarch64-linux-gnu"
-    libraries.mkdir(parents=True)
+    libraries.mkdir(parents=True, exist_ok=True)
     for name in ("libnvinfer.so.10", "libnvinfer.so.10.3.0"):
         (libraries / name).touch()
-    (root / "usr/local/cuda").mkdir(parents=True)
+    (root / "usr/local/cuda").mkdir(parents=True, exist_ok=True)
     (root / "usr/local/cuda/version.json").write_text('{"cuda": {"version": "12.6.68"}}')
     return root
 
@@ -121,6 +123,17 @@ def test_an_npu_keeps_what_was_compiled_and_a_cpu_compiles_nothing(tmp_path: Pat
         assert not compiles(providers)
         assert engine_options(files(), SHA, "x", providers, {}, folder=tmp_path / "none") == {}
     assert not (tmp_path / "none").exists()
+
+
+def test_an_fpga_keeps_what_was_compiled_where_no_reboot_takes_it(tmp_path: Path) -> None:
+    providers = ("VitisAIExecutionProvider", "CPUExecutionProvider")
+    fpga = engine_options(files(), SHA, "onnxruntime 1.16.0", providers, {}, folder=tmp_path / "e")
+    assert (Path(str(fpga["vitisai_cacheDir"])) / str(fpga["vitisai_cacheKey"])).is_dir()
+    assert provider_options(providers[0], fpga).keys() == {"cacheDir", "cacheKey"}
+    assert provider_options(providers[1], fpga) == {}
+    profile = load_profile("kria")
+    own = provider_options(providers[0], profile.runtimes[0].options_for("int8"))
+    assert own == {"config_file": "/etc/vaip_config.json"}
 
 
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path: Path) -> None:

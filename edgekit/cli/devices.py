@@ -111,20 +111,35 @@ def _describe(profile: DeviceProfile, here: tuple[Standing, ...]) -> list[str]:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def detect(root: str, as_json: bool) -> None:
-    """Tell which device this is, and why."""
+    """Tell which device this is, and why.
+
+    Of an accelerator, the trail is followed from the bus over driver, node and permission to its libraries and to the
+    runtime that sees it, which is asked in a process of its own.
+    """
     from edgekit import detect as detection
     from edgekit.cli.output import print_json
     from edgekit.devices import load_profile
+    from edgekit.trail import follow
 
     found = detection.detect(root)
+    profile = load_profile(found.profile_id)
+    steps = follow(profile, root)
     isa = detection.isa_name(found.arch, found.isa)
     if as_json:
         print_json(
-            {"device": found.profile_id, "isa": isa, "reasons": found.reasons, "signals": found.signals}
+            {
+                "device": found.profile_id,
+                "isa": isa,
+                "reasons": found.reasons,
+                "signals": found.signals,
+                "trail": steps,
+            }
         )
         return
-    click.echo(f"{found.profile_id}: {load_profile(found.profile_id).name}, {isa}")
-    for reason in found.reasons:
-        click.echo(f"  {reason}")
+    click.echo(f"{profile.id}: {profile.name}, {isa}")
+    for line in (*found.reasons, *(f"{profile.id}: {step.step} {step.said}" for step in steps)):
+        click.echo(f"  {line}")
+    click.echo("signals")
+    width = max(map(len, found.signals), default=0) + 2
     for name, value in found.signals.items():
-        click.echo(f"  {name + ':':<17}{value}")
+        click.echo(f"  {name + ':':<{width}}{value}")

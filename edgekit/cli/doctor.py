@@ -55,6 +55,8 @@ def _device(device: DeviceFinding) -> Iterator[str]:
     if device.id:
         yield f"{device.id}: {device.name}, {device.isa} (profile verified: {device.verified})"
     yield from (f"because {reason}" if device.id else reason for reason in device.reasons)
+    for step in device.trail:
+        yield f"{_mark('+', 'green') if step.ok else _mark('-', 'yellow')} {step.step} {step.said}"
     if device.signals:
         yield "signals: " + "; ".join(f"{name} {value}" for name, value in device.signals.items())
     yield from (f"note: {note}" for note in device.notes)

@@ -58,8 +58,36 @@ def test_detect_gives_its_reasons() -> None:
 
 def test_detect_json_has_stable_keys() -> None:
     found = json.loads(run("detect", "--root", str(TREES / "intel-core-ultra"), "--json").output)
-    assert list(found) == ["device", "isa", "reasons", "signals"]
+    assert list(found) == ["device", "isa", "reasons", "signals", "trail"]
     assert (found["device"], found["isa"]) == ("intel-core-ultra", "x86-64+avx-vnni")
+    assert [(each["step"], each["ok"]) for each in found["trail"]] == [
+        ("library", True),
+        ("library", True),
+        ("runtime", None),
+    ]
+
+
+def test_detect_follows_an_accelerator_to_what_is_missing() -> None:
+    lines = run("detect", "--root", str(TREES / "npu-without-user-driver")).output.splitlines()
+    trail = [line.strip().removeprefix("intel-core-ultra-1: ") for line in lines[1 : lines.index("signals")]]
+    assert [line.split()[0] for line in trail] == [
+        "PCI",
+        "driver",
+        "node",
+        "this",
+        "library",
+        "library",
+        "runtime",
+    ]
+    assert trail[4] == "library libze_loader.so.1 is there: /usr/lib/x86_64-linux-gnu/libze_loader.so.1.21.9"
+    assert trail[5].startswith(
+        "library libze_intel_npu.so.1 is not there: the NPU's user-mode driver, https://"
+    )
+
+
+def test_detect_names_each_signal_apart_from_its_value() -> None:
+    text = run("detect", "--root", str(TREES / "intel-core-ultra")).output
+    assert "  pci 0000:00:0b.0: 8086:b03e, driver intel_vpu" in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from edgekit.cli.doctor import _page, doctor
 from edgekit.doctor import DeviceFinding, Diagnosis, FeatureFinding, RuntimeFinding, StateFinding
+from edgekit.trail import Step
 
 pytestmark = pytest.mark.device
 
@@ -42,7 +43,14 @@ def diagnosis(*runtimes: RuntimeFinding, device: str = "raspberry-pi-4") -> Diag
         python="3.11.2",
         system="Linux 6.6, glibc 2.36",
         device=DeviceFinding(
-            device, "Raspberry Pi 4", "aarch64", "fixture", ("it says so",), {"arch": "aarch64"}, ("hot",)
+            device,
+            "Raspberry Pi 4",
+            "aarch64",
+            "fixture",
+            ("it says so",),
+            {"arch": "aarch64"},
+            ("hot",),
+            (Step("library", "libze.so is not there", ok=False), Step("runtime", "x sees NPU", ok=True)),
         ),
         runtimes=runtimes,
         features=(FeatureFinding("agent", "signed reports", ("urllib3",), "pip install 'x[agent]'"),),
@@ -56,6 +64,8 @@ def test_the_page_says_what_is_missing_and_the_command_that_gives_it() -> None:
     assert "because it says so" in page
     assert "signals: arch aarch64" in page
     assert "note: hot" in page
+    assert "  - library libze.so is not there" in page
+    assert "  + runtime x sees NPU" in page
     assert "litert: not installed" in page
     assert "runs litert's artifacts; raspberry-pi-4 lists it: pip install 'x[tflite]'" in page
     assert "onnxruntime: onnxruntime 1.31.1 on CPUExecutionProvider; raspberry-pi-4 lists it" in page
