@@ -22,7 +22,7 @@ import msgspec
 
 from edgekit.errors import EdgeKitError
 from edgekit.runtimes import get_runtime
-from edgekit.state import cache_folder, write_durably
+from edgekit.state import cache_folder, state_root, write_durably
 
 __all__ = ["Finding", "probe", "runtime_key"]
 
@@ -160,9 +160,10 @@ def _processor() -> list[str]:
 
 
 def _file(name: str) -> Path:
-    """Return where the finding of this interpreter is kept."""
+    """Return where the finding of this interpreter is kept; a service has a state folder, and no home."""
     own = f"{sys.executable}\0{os.environ.get('EDGEKIT_LAUNCHER', '')}"
-    return cache_folder() / "probes" / f"{name}-{hashlib.sha256(own.encode()).hexdigest()[:12]}.json"
+    folder = state_root() if os.environ.get("STATE_DIRECTORY") else cache_folder()
+    return folder / "probes" / f"{name}-{hashlib.sha256(own.encode()).hexdigest()[:12]}.json"
 
 
 def _read(name: str, key: str, now: float) -> Finding | None:

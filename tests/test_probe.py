@@ -169,6 +169,24 @@ def test_what_is_broken_is_remembered_for_ten_minutes(broken: str, monkeypatch: 
     assert tries == ["onnxruntime"] * 2
 
 
+def test_a_service_keeps_its_findings_in_its_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime_or_skip("litert")
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, "/proc/nothing")
+    assert probe("litert").version
+    assert len(list((tmp_path / "state" / "probes").iterdir())) == 1
+
+
+def test_where_nothing_can_be_kept_it_is_tried_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime_or_skip("litert")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    assert probe("litert").version
+    assert probe("litert").version
+
+
 @pytest.mark.parametrize("broken", ["import error"], indirect=True)
 def test_a_clock_that_went_back_does_not_keep_a_fault(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     probe("onnxruntime", now=lambda: 9e8)
