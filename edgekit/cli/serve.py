@@ -35,6 +35,8 @@ _DEFAULT_HTTP = "127.0.0.1:8080"
 @click.option("--threads", type=click.IntRange(1, 256), metavar="N", help="Intra-op threads of the runtime.")
 @click.option("--max-body", type=click.FloatRange(min=0.001), default=64.0, show_default=True, metavar="MIB", help="Largest request body, after decompression.")  # fmt: skip
 @click.option("--max-queue", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Requests that may wait for one model; more are answered 503.")  # fmt: skip
+@click.option("--shared-memory", is_flag=True, help="Let clients hand over tensors in /dev/shm; TCP on loopback only.")  # fmt: skip
+@click.option("--repository-control", is_flag=True, help="Let clients load and unload installed bundles.")
 def serve(
     bundles: tuple[Path, ...],
     http: str,
@@ -48,6 +50,8 @@ def serve(
     threads: int | None,
     max_body: float,
     max_queue: int,
+    shared_memory: bool,
+    repository_control: bool,
 ) -> int:
     """Run the inference daemon.
 
@@ -67,6 +71,8 @@ def serve(
         socket=socket_path or _default_socket(),
         limits=Limits(body_bytes=int(max_body * (1 << 20))),
         queue_limit=max_queue,
+        shared_memory=shared_memory,
+        repository_control=repository_control,
     )
     if settings.http is None and settings.socket is None:
         raise UsageError("nothing to listen on", hint="Give --socket PATH with --http off.")

@@ -1,100 +1,74 @@
-"""The routes: a request in, a `Reply` or a `Call` of a model out. No sockets here."""
+"""The HTTP routes: a request in, a `Reply`, a model's call or a job for the library out. No sockets here."""
 
 from __future__ import annotations
 
-import functools
-import re
-from typing import NamedTuple
-from urllib.parse import unquote
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgekit import __version__
+import msgspec
+
 from edgekit.daemon import metrics
+from edgekit.daemon.compression import decompress
 from edgekit.daemon.http1 import Head, HttpError, Reply, json_reply
-from edgekit.daemon.lane import Call, Lane
+from edgekit.daemon.http_call import HttpCall
+from edgekit.daemon.routes import Route, route
 
-__all__ = ["EXTENSIONS", "Application", "Route", "route"]
+if TYPE_CHECKING:
+    from edgekit.daemon.catalog import Catalog
+    from edgekit.daemon.library import Library
 
-#: What beyond the protocol's core is spoken; a client decides by this list.
-EXTENSIONS = ("binary_tensor_data",)
+__all__ = ["EMPTY", "Application", "Job"]
 
-_MODEL = re.compile(
-    r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?(?:/(?P<verb>ready|infer))?"
-)
-_FIXED = {
-    "/v2": "server",
-    "/v2/": "server",
-    "/v2/health/live": "live",
-    "/v2/health/ready": "ready",
-    "/metrics": "metrics",
-}
-_READ = ("GET", "HEAD")
+Message = TypeVar("Message")
+#: Control messages are small.
+_CONTROL_BYTES = 1 << 20
+#: What is answered to a request that only changes something.
+EMPTY = Reply(200, ())
 
 
-class Route(NamedTuple):
-    """Where a request goes: `server`, `live`, `ready`, `metrics`, `model`, `model-ready` or `infer`."""
+class Job:
+    """Loading or unloading a model on behalf of a request.
 
-    kind: str
-    model: str = ""
-    version: str = ""
-
-
-@functools.lru_cache(256)
-def route(method: str, target: str) -> Route:
-    """Find the route of a request line.
-
-    Raises:
-        HttpError: 404, there is nothing there; 405, not with this method.
+    Args:
+        head: The request's.
+        work: Done in the library's thread; the reply to it is empty.
     """
-    path = target.partition("?")[0]
-    found = _find(path)
-    if found is None:
-        raise HttpError(404, "Not Found")
-    allowed = ("POST",) if found.kind == "infer" else _READ
-    if method not in allowed:
-        raise HttpError(
-            405, f"{method} is not allowed here: expected {allowed[0]}", headers={"Allow": ", ".join(allowed)}
-        )
-    return found
+
+    def __init__(self, head: Head, work: Callable[[], None]) -> None:
+        self.head, self.work = head, work
+        self.abandoned = False
 
 
-def _find(path: str) -> Route | None:
-    if path in _FIXED:
-        return Route(_FIXED[path])
-    matched = _MODEL.fullmatch(path)
-    if matched is None:
-        return None
-    kind = {None: "model", "ready": "model-ready", "infer": "infer"}[matched["verb"]]
-    return Route(kind, unquote(matched["model"]), matched["version"] or "")
+class _Index(msgspec.Struct, gc=False):
+    ready: bool = False
+
+
+class _Control(msgspec.Struct, gc=False):
+    parameters: dict[str, Any] | None = None
+
+
+class _Region(msgspec.Struct, gc=False):
+    key: str
+    byte_size: int
+    offset: int = 0
 
 
 class Application:
-    """What is served, and the daemon's state of readiness.
+    """Answers requests from the catalog, the library and shared memory.
 
     Args:
-        expected: Names of the models that are still to be loaded; the daemon is not ready before they are.
+        catalog: What is served.
+        library: What may be loaded.
     """
 
-    def __init__(self, expected: frozenset[str] = frozenset()) -> None:
-        self.lanes: dict[str, dict[int, Lane]] = {}
-        self._newest: dict[str, Lane] = {}
-        self.expected = expected
-        self.draining = False
+    def __init__(self, catalog: Catalog, library: Library) -> None:
+        self.catalog, self.library = catalog, library
         self.answered: dict[int, int] = {}
 
-    def add(self, lane: Lane) -> None:
-        """Serve a model that has passed its self-test."""
-        versions = self.lanes.setdefault(lane.model.name, {})
-        versions[lane.model.version] = lane
-        self._newest[lane.model.name] = versions[max(versions)]
-
-    def every_lane(self) -> list[Lane]:
-        """Return the lanes of every model and version."""
-        return [lane for versions in self.lanes.values() for lane in versions.values()]
-
     @property
-    def ready(self) -> bool:
-        """Tell whether every expected model is served and no end is in sight."""
-        return not self.draining and self.expected <= self.lanes.keys()
+    def draining(self) -> bool:
+        """Tell whether the daemon is about to end."""
+        return self.catalog.draining
 
     def admit(self, head: Head) -> None:
         """Refuse, before the body is there, what would be refused with it.
@@ -104,21 +78,23 @@ class Application:
         """
         found = route(head.method, head.target)
         if found.kind == "infer":
-            if head.length is None and not head.chunked:
-                raise HttpError(411, "an inference request needs a Content-Length or a chunked body")
-            self._lane(found)
+            _check_length(head)
+            self.catalog.find(found.name, found.version)
 
-    def respond(self, head: Head, body: memoryview) -> Reply | Call:
-        """Answer a request, or return the call that answers it.
+    def respond(self, head: Head, body: memoryview) -> Reply | HttpCall | Job:
+        """Answer a request, or return what answers it later.
 
         Raises:
             HttpError: What the client did wrong, or why the daemon cannot.
         """
         found = route(head.method, head.target)
         if found.kind == "infer":
-            if head.length is None and not head.chunked:
-                raise HttpError(411, "an inference request needs a Content-Length or a chunked body")
-            return Call(self._lane(found), head, body)
+            _check_length(head)
+            return HttpCall(self.catalog.find(found.name, found.version), head, body)
+        if found.kind in ("load", "unload"):
+            return self._job(found, head, body)
+        if head.method == "POST":
+            return self._change(found, head, body)
         return self._inform(found)
 
     def count(self, status: int) -> None:
@@ -126,47 +102,72 @@ class Application:
         self.answered[status] = self.answered.get(status, 0) + 1
 
     def _inform(self, found: Route) -> Reply:
+        catalog, name, version = self.catalog, found.name, found.version
         if found.kind == "server":
-            return json_reply({"name": "edgekit", "version": __version__, "extensions": EXTENSIONS})
+            return json_reply(catalog.server_metadata())
         if found.kind == "live":
             return json_reply({"live": True})
         if found.kind == "ready":
-            return json_reply({"ready": self.ready}, 200 if self.ready else 503)
+            return json_reply({"ready": catalog.ready}, 200 if catalog.ready else 503)
         if found.kind == "metrics":
-            return metrics.exposition(self.every_lane(), self.answered, ready=self.ready)
+            return metrics.exposition(catalog.every_lane(), self.answered, ready=catalog.ready)
+        if found.kind == "model":
+            return json_reply(catalog.model_metadata(name, version))
         if found.kind == "model-ready":
-            return self._model_ready(found)
-        return self._model_metadata(found)
+            ready = catalog.model_ready(name, version)
+            return json_reply({"name": name, "ready": ready}, 200 if ready else 503)
+        if found.kind == "config":
+            return json_reply(catalog.model_config(name, version))
+        if found.kind == "stats":
+            return json_reply(catalog.statistics(name, version))
+        if found.kind == "memory-status":
+            return json_reply(catalog.shared_memory().status(name))
+        if found.kind == "cuda-status" and not name:
+            return json_reply([])  # none can be registered
+        raise _unsupported()
 
-    def _model_ready(self, found: Route) -> Reply:
-        ready = not self.draining and not self._is_loading(found)
-        if ready:
-            self._lane(found)
-        return json_reply({"name": found.model, "ready": ready}, 200 if ready else 503)
+    def _change(self, found: Route, head: Head, body: memoryview) -> Reply:
+        name = found.name
+        if found.kind == "index":
+            return json_reply(self.library.index(ready=_read(head, body, _Index).ready))
+        if found.kind == "memory-register":
+            regions = self.catalog.shared_memory()
+            region = _read(head, body, _Region)
+            regions.register(name, region.key, region.offset, region.byte_size)
+            return EMPTY
+        if found.kind == "memory-unregister":
+            self.catalog.shared_memory().unregister(name)
+            return EMPTY
+        if found.kind == "cuda-unregister":
+            return EMPTY  # none can be registered
+        raise _unsupported()
 
-    def _model_metadata(self, found: Route) -> Reply:
-        lane = self._lane(found)
-        versions = sorted(self.lanes[found.model])
-        return json_reply({**lane.metadata(), "versions": [str(version) for version in versions]})
+    def _job(self, found: Route, head: Head, body: memoryview) -> Job:
+        library, name = self.library, found.name
+        parameters = _read(head, body, _Control).parameters or {}
+        if found.kind == "load":
+            library.check(name, parameters, ())
+            return Job(head, lambda: library.load(name))
+        library.check(name, parameters, ("unload_dependents",))
+        return Job(head, lambda: library.unload(name))
 
-    def _is_loading(self, found: Route) -> bool:
-        return found.model in self.expected and found.model not in self.lanes
 
-    def _lane(self, found: Route) -> Lane:
-        if not found.version:
-            newest = self._newest.get(found.model)
-            if newest is not None:
-                return newest
-        if self._is_loading(found):
-            raise HttpError(503, f"model {found.model!r} is loading", headers={"Retry-After": "1"})
-        versions = self.lanes.get(found.model)
-        if versions is None:
-            known = ", ".join(sorted(self.lanes)) or "none"
-            raise HttpError(404, f"model {found.model!r} is not found: this server has {known}")
-        version = int(found.version) if len(found.version) < 19 else None
-        if version not in versions:
-            known = ", ".join(str(known) for known in sorted(versions))
-            raise HttpError(
-                404, f"model {found.model!r} has no version {found.version[:20]}: this server has {known}"
-            )
-        return versions[version]
+def _check_length(head: Head) -> None:
+    if head.length is None and not head.chunked:
+        raise HttpError(411, "an inference request needs a Content-Length or a chunked body")
+
+
+def _read(head: Head, body: memoryview, kind: type[Message]) -> Message:
+    """Read the small JSON body of a control request; an empty one is `{}`."""
+    if len(body) > _CONTROL_BYTES:
+        raise HttpError(413, f"the request body is larger than {_CONTROL_BYTES} bytes")
+    if head.encoding:
+        body = decompress(body, head.encoding, _CONTROL_BYTES)
+    try:
+        return msgspec.json.decode(bytes(body) or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise HttpError(400, f"failed to parse the request JSON: {error}") from error
+
+
+def _unsupported() -> HttpError:
+    return HttpError(501, "this extension of the protocol is not supported by this server")

@@ -1,17 +1,22 @@
-"""Compressed request bodies: `Content-Encoding: gzip | deflate`, with the cap on what comes out.
-
-Replies are never compressed: on the links that a device's clients use, the time is worth more than the bytes.
-"""
+"""Compressed bodies, gzip or deflate: requests with a cap on what comes out, replies where the client asks."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edgekit.daemon.http1 import HttpError
 
-__all__ = ["ENCODINGS", "decompress"]
+if TYPE_CHECKING:
+    from edgekit.daemon.http1 import Chunk
 
-ENCODINGS = ("gzip", "deflate")
+__all__ = ["COMPRESS_FROM_BYTES", "compress", "decompress"]
+
+#: A smaller reply gains nothing.
+COMPRESS_FROM_BYTES = 1024
+#: The quickest: a device's processor is slower than its network, and tensors of floats hardly shrink.
+_LEVEL = 1
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 _STEP_BYTES = 1 << 20
 #: Given to zlib at once: at the end of each gzip member it copies all that is left of what it was given.
@@ -34,6 +39,12 @@ def decompress(body: memoryview, encoding: str, limit: int) -> memoryview:
     # RFC 9110 means zlib's format; some clients send the bare stream
     bare = len(body) < 2 or body[0] & 15 != zlib.DEFLATED or (body[0] << 8 | body[1]) % 31
     return memoryview(_inflate(body, -zlib.MAX_WBITS if bare else zlib.MAX_WBITS, limit))
+
+
+def compress(chunks: Sequence[Chunk], encoding: str) -> bytes:
+    """Return the chunks, joined and compressed as `gzip` or `deflate` (zlib's format, as RFC 9110 has it)."""
+    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP_BITS if encoding == "gzip" else zlib.MAX_WBITS)
+    return b"".join([*(stream.compress(chunk) for chunk in chunks), stream.flush()])
 
 
 def _inflate(body: memoryview, bits: int, limit: int) -> bytearray:

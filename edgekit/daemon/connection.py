@@ -10,12 +10,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
-from edgekit.daemon.application import Application
+from edgekit.daemon.application import EMPTY, Application, Job
 from edgekit.daemon.http1 import CONTINUE, Head, HeadParser, HttpError, Reply, error_reply, head_of
+from edgekit.daemon.http_call import HttpCall
 from edgekit.daemon.inbound import Inbound, Limits
-from edgekit.daemon.lane import Call, Lane
+from edgekit.daemon.lane import Lane
 from edgekit.daemon.room import Room
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Rooms"]
 
 _log = logging.getLogger("edgekit.daemon")
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 #: `writev` takes at most 1024 buffers (IOV_MAX on Linux).
 _MOST_BUFFERS = 512
@@ -70,7 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
         self._socket = -1
-        self._call: Call | None = None  # in the worker
+        self._call: HttpCall | Job | None = None  # in another thread
         self._blocked = False  # the client does not take what is sent
         self._yielded = False  # others have their turn before this one's next request
         self._reading = True
@@ -185,9 +188,12 @@ class Connection(asyncio.BufferedProtocol):
         lane: Lane | None = None
         try:
             answer = self._application.respond(head, body)
-            if isinstance(answer, Call):
+            if isinstance(answer, HttpCall):
                 lane = answer.lane
                 self._infer(answer)
+                return
+            if isinstance(answer, Job):
+                self._start(answer)
                 return
         except HttpError as error:
             answer = error_reply(error)
@@ -196,7 +202,7 @@ class Connection(asyncio.BufferedProtocol):
             answer = error_reply(HttpError(500, f"internal error: {error}"))
         self._finish(head, lane, answer)
 
-    def _infer(self, call: Call) -> None:
+    def _infer(self, call: HttpCall) -> None:
         lane = call.lane
         lane.admit()
         lock = lane.model.lock
@@ -204,16 +210,24 @@ class Connection(asyncio.BufferedProtocol):
             inference = call.decode()
             if lane.may_run_here(inference.rows) and lock.acquire(blocking=False):
                 try:
-                    # the lock is held until the outputs, which the reply views, have been sent or copied
-                    self._finish(call.head, lane, lane.execute(inference))
+                    reply = lane.execute(call, inference)
+                    if not call.shrinks(reply):
+                        # the lock is held until the outputs, which the reply views, have been sent or copied
+                        self._finish(call.head, lane, reply)
+                        return
+                    call.answer = call.keep(reply)  # compressing it would take the loop too long
                 finally:
                     lock.release()
-                return
         loop = self._loop
         lane.submit(call, lambda reply: _tell(loop, self._worked, call, reply))
         self._call = call
 
-    def _worked(self, call: Call, reply: Reply) -> None:
+    def _start(self, job: Job) -> None:
+        loop = self._loop
+        self._application.library.submit(job.work, lambda error: _tell(loop, self._done, job, error))
+        self._call = job
+
+    def _worked(self, call: HttpCall, reply: Reply) -> None:
         """Send what the worker has answered, and go on with the next request."""
         call.lane.left()
         self._call = None
@@ -222,6 +236,15 @@ class Connection(asyncio.BufferedProtocol):
             call.lane.count(499)  # as nginx counts a client that has gone
             return
         self._finish(call.head, call.lane, reply)
+        self._resume()
+
+    def _done(self, job: Job, error: HttpError | None) -> None:
+        """Send what the library has answered, and go on with the next request."""
+        self._call = None
+        if job.abandoned:
+            self._inbound.release()
+            return
+        self._finish(job.head, None, EMPTY if error is None else error_reply(error))
         self._resume()
 
     def _finish(self, head: Head, lane: Lane | None, reply: Reply) -> None:
@@ -409,10 +432,10 @@ def _after(chunks: Sequence[Chunk], sent: int) -> list[memoryview]:
 
 
 def _tell(
-    loop: asyncio.AbstractEventLoop, answer: Callable[[Call, Reply], None], call: Call, reply: Reply
+    loop: asyncio.AbstractEventLoop, answer: Callable[[Work, Result], None], work: Work, result: Result
 ) -> None:
-    """Hand a reply from the worker to the event loop, unless the loop has ended meanwhile."""
+    """Hand a result from another thread to the event loop, unless the loop has ended meanwhile."""
     try:
-        loop.call_soon_threadsafe(answer, call, reply)
+        loop.call_soon_threadsafe(answer, work, result)
     except RuntimeError:
         _log.debug("a reply came after the end")

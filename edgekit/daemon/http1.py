@@ -43,6 +43,7 @@ _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 _INTEGER = re.compile(rb"-?[0-9]{1,18}")
+_QUALITY = re.compile(r"q\s*=\s*([01](?:\.[0-9]{0,3})?)")
 
 
 class HttpError(Exception):
@@ -73,6 +74,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         expects_continue: The client waits for `100 Continue` before it sends the body.
         encoding: Content-Encoding in lower case; empty for none.
         json_length: Inference-Header-Content-Length; None without the header, -1 for what is no number.
+        accepts: The encoding of the reply that the client likes best, `gzip` or `deflate`; empty for none.
     """
 
     method: str
@@ -84,6 +86,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     expects_continue: bool = False
     encoding: str = ""
     json_length: int | None = None
+    accepts: str = ""
 
 
 HeadParser = Callable[[bytes], Head]
@@ -262,6 +265,7 @@ def check_head(
         expects_continue=_expects_continue(fields, old=old),
         encoding=b",".join(fields.get(b"content-encoding", ())).decode("latin-1").strip().lower(),
         json_length=_json_length(fields),
+        accepts=_accepted(fields),
     )
 
 
@@ -314,6 +318,23 @@ def _json_length(fields: Mapping[bytes, list[bytes]]) -> int | None:
     if values is None:
         return None
     return int(values[0]) if len(set(values)) == 1 and _INTEGER.fullmatch(values[0]) else -1
+
+
+def _accepted(fields: Mapping[bytes, list[bytes]]) -> str:
+    """Return the better of gzip and deflate by the client's own weights (RFC 9110 §12.5.3)."""
+    best, best_weight = "", 0.0
+    for part in b",".join(fields.get(b"accept-encoding", ())).decode("latin-1").lower().split(","):
+        coding, _, parameters = part.partition(";")
+        coding = coding.strip()
+        weight = _weight(parameters)
+        if coding in ("gzip", "x-gzip", "deflate") and weight > best_weight:
+            best, best_weight = coding.removeprefix("x-"), weight
+    return best
+
+
+def _weight(parameters: str) -> float:
+    matched = _QUALITY.fullmatch(parameters.strip())
+    return float(matched[1]) if matched else 0.0 if parameters.strip() else 1.0
 
 
 #: A client repeats its head from request to request: the last few hundred are not parsed again.

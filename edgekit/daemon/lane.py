@@ -1,29 +1,30 @@
 """One model's way through the daemon: admission, a bounded queue, and where a call runs.
 
-A call runs in the event loop itself when it is known to be short and the session is free at once: a hop to
-another thread costs more than a small model does. Everything else goes to the model's own worker thread.
+A call runs in its own event loop when it is known to be short and the session is free at once: a hop to another
+thread costs more than a small model does. Everything else goes to the model's own worker thread. HTTP and gRPC have
+an event loop each; what they share here is safe in any thread.
 """
 
 from __future__ import annotations
 
+import abc
 import logging
 import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-import msgspec
-
-from edgekit.daemon import oip
-from edgekit.daemon.compression import decompress
-from edgekit.daemon.http1 import Head, HttpError, Reply, error_reply
+from edgekit.daemon.http1 import HttpError
+from edgekit.daemon.signature import Inference, Signature
+from edgekit.daemon.statistics import Statistics
 from edgekit.errors import EdgeKitError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekit.daemon.sharedmemory import Regions
     from edgekit.manifest import Plan
     from edgekit.monitor.monitor import ModelMonitor
     from edgekit.runtimes.base import Session
@@ -33,9 +34,11 @@ __all__ = ["Call", "Lane", "Servable", "ServiceTime"]
 
 _log = logging.getLogger("edgekit.daemon")
 
+Answer = TypeVar("Answer")
+
 #: A call that is expected to take longer than this leaves the event loop.
 INLINE_S = 0.002
-#: JSON longer than this is decoded in the worker; so is anything compressed, and long lists of strings.
+#: A request whose decoding takes Python more than this many bytes of text is decoded in the worker.
 INLINE_JSON_BYTES = 64 << 10
 
 
@@ -88,45 +91,69 @@ class ServiceTime:
         return min(self._seconds.values(), default=math.inf)
 
 
-class Call:
-    """One inference request on its way.
+class Call(abc.ABC, Generic[Answer]):
+    """One inference request on its way: how its protocol reads it and writes the answer.
 
     Args:
         lane: Of the model.
-        head: The request's.
-        body: The request's; a view that is valid until the call has been answered.
+
+    Attributes:
+        inference: The decoded request, once `decode` has been called.
+        answer: What the model has answered already; the worker has only to `finish` it.
+        abandoned: The client has gone.
+        arrived_ns: When the request was complete.
+        decode_ns: What decoding it has taken.
     """
 
-    __slots__ = ("abandoned", "body", "head", "inference", "lane")
+    __slots__ = ("abandoned", "answer", "arrived_ns", "decode_ns", "inference", "lane")
 
-    def __init__(self, lane: Lane, head: Head, body: memoryview) -> None:
-        self.lane, self.head, self.body = lane, head, body
-        self.inference: oip.Inference | None = None
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.inference: Inference | None = None
+        self.answer: Answer | None = None
         self.abandoned = False
+        self.arrived_ns, self.decode_ns = time.perf_counter_ns(), 0
 
-    @property
-    def light(self) -> bool:
-        """Tell whether decoding it is quick enough for the event loop."""
-        head, size = self.head, len(self.body)
-        if head.encoding:
-            return False
-        if size <= INLINE_JSON_BYTES:
-            return True
-        json_length = head.json_length
-        return json_length is not None and json_length <= INLINE_JSON_BYTES and not self.lane.takes_strings
-
-    def decode(self) -> oip.Inference:
-        """Decode the body, once.
+    def decode(self) -> Inference:
+        """Decode the request, once.
 
         Raises:
             HttpError: It is not a request that this model can answer.
         """
         if self.inference is None:
-            body = self.body
-            if self.head.encoding:
-                body = decompress(body, self.head.encoding, self.lane.body_limit)
-            self.inference = oip.decode_inference(self.lane.signature, body, self.head.json_length)
+            begin = time.perf_counter_ns()
+            self.inference = self._decode()
+            self.decode_ns = time.perf_counter_ns() - begin
         return self.inference
+
+    @property
+    @abc.abstractmethod
+    def light(self) -> bool:
+        """Tell whether decoding it is quick enough for the event loop."""
+
+    @abc.abstractmethod
+    def _decode(self) -> Inference:
+        """Decode the request."""
+
+    @abc.abstractmethod
+    def encode(self, inference: Inference, outputs: Mapping[str, np.ndarray]) -> Answer:
+        """Return the answer, which may hold views of the outputs.
+
+        Raises:
+            HttpError: An output cannot be sent as it was asked for.
+        """
+
+    @abc.abstractmethod
+    def keep(self, answer: Answer) -> Answer:
+        """Return the answer with copies in place of views: another call may run before it is sent."""
+
+    @abc.abstractmethod
+    def finish(self, answer: Answer) -> Answer:
+        """Do what takes too long for the event loop and does not need the model."""
+
+    @abc.abstractmethod
+    def refuse(self, error: HttpError) -> Answer:
+        """Return the answer that says no."""
 
 
 class Lane:
@@ -136,72 +163,101 @@ class Lane:
         model: What to serve.
         queue_limit: Calls that may wait or run in the worker; more are refused.
         body_limit: Largest request body after decompression, in bytes.
-        clock: Monotonic, in seconds.
+        regions: Shared memory; None where it is off.
     """
 
     def __init__(
-        self,
-        model: Servable,
-        *,
-        queue_limit: int,
-        body_limit: int,
-        clock: Callable[[], float] = time.perf_counter,
+        self, model: Servable, *, queue_limit: int, body_limit: int, regions: Regions | None = None
     ) -> None:
         self.model = model
-        self.signature = oip.Signature(model.name, str(model.version), model.inputs, model.outputs)
+        self.signature = Signature(model.name, str(model.version), model.inputs, model.outputs, regions)
         self.takes_strings = any(spec.dtype == "bytes" for spec in model.inputs)
         self.body_limit = body_limit
-        self.service = ServiceTime()
+        self.service, self.statistics = ServiceTime(), Statistics()
         self.waiting = 0
         self.answered: dict[int, int] = {}
-        self._limit, self._clock = queue_limit, clock
-        self._fresh = model.session.fresh_outputs
-        self._jobs: queue.SimpleQueue[tuple[Call, Callable[[Reply], None]] | None] = queue.SimpleQueue()
+        #: Whether the arrays that the session returns are the caller's own.
+        self.fresh = model.session.fresh_outputs
+        self._limit = queue_limit
+        self._stopped = False
+        self._gate = threading.Lock()  # of what event loops, worker and control change
+        self._jobs: queue.SimpleQueue[tuple[Call[Any], Callable[[Any], None]] | None] = queue.SimpleQueue()
         # a daemon thread: one that is stuck in native code must not keep the process from ending
         self._worker = threading.Thread(target=self._work, name=f"infer-{model.name}", daemon=True)
         self._worker.start()
 
     def metadata(self) -> dict[str, object]:
         """Return the protocol's description of the model."""
-        plan = self.model.plan
-        kind = plan.artifact.partition("-")[0]
         return {
             "name": self.signature.name,
             "versions": [self.signature.version],
-            "platform": kind if kind == plan.runtime else f"{plan.runtime}_{kind}",
+            "platform": self.platform,
             "inputs": [port.metadata() for port in self.signature.inputs.values()],
             "outputs": [port.metadata() for port in self.signature.outputs.values()],
         }
+
+    @property
+    def platform(self) -> str:
+        """Name the runtime and the format, as the protocol does."""
+        plan = self.model.plan
+        kind = plan.artifact.partition("-")[0]
+        return kind if kind == plan.runtime else f"{plan.runtime}_{kind}"
 
     def may_run_here(self, rows: int) -> bool:
         """Tell whether the event loop may run a call of `rows` itself."""
         return not self.waiting and self.service.expect(rows) < INLINE_S
 
-    def execute(self, inference: oip.Inference) -> Reply:
-        """Run the model and build the reply, which may view its outputs; the caller holds the model's lock.
+    def execute(self, call: Call[Answer], inference: Inference) -> Answer:
+        """Run the model and build the answer, which may view its outputs; the caller holds the model's lock.
 
         Raises:
-            HttpError: 400, the model does not take this feed; 500, the runtime failed.
+            HttpError: 400, the model does not take this feed; 500, the runtime failed; 503, it was unloaded.
         """
-        started = self._clock()
+        begin = time.perf_counter_ns()
         try:
+            if inference.shared:
+                self.signature.fetch(inference)
+            fetched = time.perf_counter_ns()
             outputs = self.model.infer(inference.feed)
-            reply = oip.encode_outputs(self.signature, inference, outputs)
-            reply.owned = self._fresh
-        except UsageError as error:
-            raise HttpError(400, str(error)) from error
+            ran = time.perf_counter_ns()
+            answer = call.encode(inference, outputs)
+        except HttpError:
+            self.statistics.failed(time.perf_counter_ns() - begin)
+            raise
         except EdgeKitError as error:
-            _log.error("model %s: %s", self.signature.name, error)
-            raise HttpError(500, f"model {self.signature.name!r}: {error}") from error
-        self.service.note(inference.rows, self._clock() - started)
-        return reply
+            self.statistics.failed(time.perf_counter_ns() - begin)
+            raise self._explained(error) from error
+        end = time.perf_counter_ns()
+        self.service.note(inference.rows, (end - begin) * 1e-9)
+        self.statistics.served(
+            inference.rows,
+            queue_ns=max(0, begin - call.arrived_ns - call.decode_ns),
+            input_ns=call.decode_ns + fetched - begin,
+            infer_ns=ran - fetched,
+            output_ns=end - ran,
+        )
+        return answer
+
+    def _explained(self, error: EdgeKitError) -> HttpError:
+        """Return what to tell the client of an error."""
+        if isinstance(error, UsageError):
+            return self._unloaded() if self._stopped else HttpError(400, str(error))
+        _log.error("model %s: %s", self.signature.name, error)
+        return HttpError(500, f"model {self.signature.name!r}: {error}")
+
+    def _unloaded(self) -> HttpError:
+        return HttpError(
+            503, f"model {self.signature.name!r} is being unloaded", headers={"Retry-After": "1"}
+        )
 
     def admit(self) -> None:
         """Refuse a call that there is no room for.
 
         Raises:
-            HttpError: 503, the queue is full.
+            HttpError: 503, the queue is full, or the model is being unloaded.
         """
+        if self._stopped:
+            raise self._unloaded()
         if self.waiting < self._limit:
             return
         wait_s = self.waiting * min(self.service.expect(1), 60.0)
@@ -211,48 +267,57 @@ class Lane:
             headers={"Retry-After": str(max(1, math.ceil(wait_s)))},
         )
 
-    def submit(self, call: Call, answer: Callable[[Reply], None]) -> None:
-        """Queue an admitted call for the worker, which calls `answer` from its own thread."""
-        self.waiting += 1
-        self._jobs.put((call, answer))
+    def submit(self, call: Call[Answer], answer: Callable[[Answer], None]) -> None:
+        """Queue a call for the worker, which calls `answer` from its own thread; then `left` is to be called.
+
+        Raises:
+            HttpError: 503, as in `admit`.
+        """
+        with self._gate:
+            self.admit()
+            self.waiting += 1
+            self._jobs.put((call, answer))
 
     def left(self) -> None:
-        """Take note that a submitted call has been answered; called in the event loop."""
-        self.waiting -= 1
+        """Take note that a submitted call has been answered."""
+        with self._gate:
+            self.waiting -= 1
 
     def count(self, status: int) -> None:
         """Count an answer by its status."""
-        self.answered[status] = self.answered.get(status, 0) + 1
+        with self._gate:
+            self.answered[status] = self.answered.get(status, 0) + 1
 
-    def stop(self) -> None:
-        """End the worker after what is queued, and free the model unless a call is stuck in it."""
-        self._jobs.put(None)
-        self._worker.join(timeout=1.0)
+    def stop(self, patience_s: float = 1.0) -> None:
+        """End the worker after what is queued, and free the model unless a call is stuck in it.
+
+        Args:
+            patience_s: How long to wait for what is queued.
+        """
+        with self._gate:
+            self._stopped = True
+            self._jobs.put(None)
+        self._worker.join(timeout=patience_s)
         if not self._worker.is_alive():
             self.model.close()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             call, answer = job
-            answer(_GONE if call.abandoned else self._answer(call))
+            answer(call.refuse(_GONE) if call.abandoned else self._answer(call))
 
-    def _answer(self, call: Call) -> Reply:
+    def _answer(self, call: Call[Answer]) -> Answer:
         try:
-            inference = call.decode()
-            with self.model.lock:
-                reply = self.execute(inference)
-                return reply if reply.owned else _owned(reply)
+            if call.answer is None:
+                inference = call.decode()
+                with self.model.lock:
+                    call.answer = call.keep(self.execute(call, inference))
+            return call.finish(call.answer)
         except HttpError as error:
-            return error_reply(error)
+            return call.refuse(error)
         except Exception as error:  # noqa: BLE001  a bug of ours: this request fails, the worker lives
             _log.exception("a request to model %s failed", self.signature.name)
-            return error_reply(HttpError(500, f"internal error: {error}"))
+            return call.refuse(HttpError(500, f"internal error: {error}"))
 
 
-_GONE = error_reply(HttpError(500, "the client has gone"))
-
-
-def _owned(reply: Reply) -> Reply:
-    """Return the reply with copies in place of views: another call may run before it is sent."""
-    chunks = tuple(chunk if isinstance(chunk, bytes) else chunk.tobytes() for chunk in reply.chunks)
-    return msgspec.structs.replace(reply, chunks=chunks, owned=True)
+_GONE = HttpError(500, "the client has gone")

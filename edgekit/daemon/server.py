@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import signal
 import socket
@@ -17,14 +18,17 @@ from pathlib import Path
 import msgspec
 
 from edgekit.daemon.application import Application
+from edgekit.daemon.catalog import Catalog
 from edgekit.daemon.connection import Connection, Rooms
 from edgekit.daemon.http1 import HeadParser, best_head_parser, remembering
 from edgekit.daemon.inbound import Limits
-from edgekit.daemon.lane import Lane, Servable
+from edgekit.daemon.lane import Lane
+from edgekit.daemon.library import Library, Offer
+from edgekit.daemon.sharedmemory import Regions
 from edgekit.daemon.systemd import notify, watchdog_period_s
 from edgekit.errors import MachineError, UsageError
 
-__all__ = ["Daemon", "Listening", "Offer", "Settings", "new_event_loop", "parse_address"]
+__all__ = ["Daemon", "Listening", "Settings", "check_shared_memory", "new_event_loop", "parse_address"]
 
 _log = logging.getLogger("edgekit.daemon")
 _BACKLOG = 1024
@@ -39,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True):
         socket_mode: Its file mode.
         limits: What clients may ask.
         queue_limit: Calls that may wait for one model.
+        shared_memory: Whether clients may hand over tensors in shared memory.
+        repository_control: Whether clients may load and unload models.
         drain_s: Seconds to finish what is under way when told to end.
         linger_s: Seconds after the signal in which clients still learn that this server is not ready.
         check_s: Period of the check for slow clients.
@@ -50,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True):
     socket_mode: int = 0o660
     limits: Limits = msgspec.field(default_factory=Limits)
     queue_limit: int = 32
+    shared_memory: bool = False
+    repository_control: bool = False
     drain_s: float = 10.0
     linger_s: float = 0.5
     check_s: float = 1.0
@@ -61,13 +69,6 @@ class Listening(msgspec.Struct, frozen=True):
 
     http: tuple[str, int] | None
     socket: Path | None
-
-
-class Offer(msgspec.Struct, frozen=True):
-    """A model to be served once `load` has returned it: loaded, warm, and past its self-test."""
-
-    name: str
-    load: Callable[[], Servable]
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -93,6 +94,28 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def check_shared_memory(settings: Settings) -> None:
+    """Refuse to offer shared memory to clients of other machines, who have none with this one.
+
+    Raises:
+        UsageError: It is on, and an address is not on the loopback.
+    """
+    if settings.shared_memory and settings.http is not None and not _is_loopback(settings.http[0]):
+        raise UsageError(
+            "--shared-memory is for clients on this machine",
+            got=f"--http {settings.http[0]}",
+            expected="an address such as 127.0.0.1",
+            hint="Listen on the loopback, or on a Unix socket with --http off.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Daemon:
     """One process that serves models until it is told to end.
 
@@ -100,6 +123,7 @@ class Daemon:
         offers: What to serve.
         settings: How.
         announce: Called in the event loop with where it listens, then with every model that is ready.
+        shelf: Returns what else may be loaded when a client asks; None for the offers.
     """
 
     def __init__(
@@ -107,8 +131,17 @@ class Daemon:
         offers: Sequence[Offer],
         settings: Settings,
         announce: Callable[[Listening | Lane], None] = lambda _: None,
+        shelf: Callable[[], Sequence[Offer]] | None = None,
     ) -> None:
-        self.application = Application(frozenset(offer.name for offer in offers))
+        regions = Regions(settings.limits.body_bytes) if settings.shared_memory else None
+        self.catalog = Catalog(frozenset(offer.name for offer in offers), regions)
+        self.library = Library(
+            self.catalog,
+            self._make_lane,
+            shelf or (lambda: offers),
+            open_to_clients=settings.repository_control,
+        )
+        self.application = Application(self.catalog, self.library)
         self._offers, self._settings, self._announce = offers, settings, announce
         self._connections: set[Connection] = set()
         self._parse_head = remembering(settings.parse_head)
@@ -156,6 +189,7 @@ class Daemon:
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> tuple[list[asyncio.Server], Listening]:
         settings = self._settings
+        check_shared_memory(settings)
         opened: list[socket.socket] = []
         try:
             if settings.http is not None:
@@ -189,7 +223,8 @@ class Daemon:
                     loading.cancel()
                     return False
                 lane = loading.result()
-                self.application.add(lane)
+                self.catalog.add(lane)
+                self.library.remember(lane, offer)
                 self._announce(lane)
             return not self._stop.is_set()
         finally:
@@ -198,11 +233,16 @@ class Daemon:
     def _make_lane(self, offer: Offer) -> Lane:
         model = offer.load()
         settings = self._settings
-        return Lane(model, queue_limit=settings.queue_limit, body_limit=settings.limits.body_bytes)
+        return Lane(
+            model,
+            queue_limit=settings.queue_limit,
+            body_limit=settings.limits.body_bytes,
+            regions=self.catalog.regions,
+        )
 
     async def _drain(self, servers: Sequence[asyncio.Server]) -> None:
         """Be not ready at once, let clients notice, take no new ones, and finish what is under way."""
-        self.application.draining = True
+        self.catalog.draining = True
         notify("STOPPING=1")
         deadline_s = time.monotonic() + self._settings.drain_s
         signals = self._signals
@@ -236,7 +276,7 @@ class Daemon:
         await asyncio.gather(*background, return_exceptions=True)
         if listening.socket is not None:
             listening.socket.unlink(missing_ok=True)
-        for lane in self.application.every_lane():
+        for lane in self.catalog.every_lane():
             lane.stop()
 
     async def _check_connections(self) -> None:

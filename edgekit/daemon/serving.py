@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 
 from edgekit.bundle import open_bundle
-from edgekit.daemon.lane import Lane
+from edgekit.daemon.lane import Lane, Servable
+from edgekit.daemon.library import Offer
 from edgekit.daemon.repository import Installed, install, installed, tidy
-from edgekit.daemon.server import Daemon, Listening, Offer, Settings
+from edgekit.daemon.server import Daemon, Listening, Settings
 from edgekit.errors import UsageError
 from edgekit.model import Model, load, monitor_for
 from edgekit.monitor.outbox import Outbox
@@ -60,7 +61,12 @@ def serve_bundles(
         recorder = Recorder(outbox, window_s)
         stack.callback(recorder.stop)
         recorder.start()
-        return Daemon([_offer(bundle, options, recorder) for bundle in chosen], settings, announce).run()
+
+        def shelf() -> list[Offer]:
+            return [_offer(bundle, options, recorder) for bundle in installed(state)]
+
+        offers = [_offer(bundle, options, recorder) for bundle in chosen]
+        return Daemon(offers, settings, announce, shelf).run()
 
 
 def choose_installed(bundles: Sequence[Path], state: StateFolder) -> list[Installed]:
@@ -95,4 +101,8 @@ def _offer(bundle: Installed, options: LoadOptions, recorder: Recorder) -> Offer
         recorder.watch(model.monitor)
         return model
 
-    return Offer(bundle.name, load_watched)
+    def unwatch(model: Servable) -> None:
+        if model.monitor is not None:
+            recorder.unwatch(model.monitor)
+
+    return Offer(bundle.name, load_watched, bundle.version, unwatch)

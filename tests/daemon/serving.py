@@ -18,7 +18,8 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.daemon.http1 import HeadParser, httptools_head, plain_head
 from edgekit.daemon.lane import Lane
-from edgekit.daemon.server import Daemon, Listening, Offer, Settings, new_event_loop
+from edgekit.daemon.library import Offer
+from edgekit.daemon.server import Daemon, Listening, Settings, new_event_loop
 from edgekit.manifest import Golden, Manifest, Plan, SourceInfo
 from edgekit.model import Model
 from edgekit.monitor.monitor import ModelMonitor
@@ -156,7 +157,8 @@ class Running:
             for given in models
         ]
         defaults = {"http": ("127.0.0.1", 0), "socket": folder / "s.sock", "parse_head": flavour.parse_head}
-        self.daemon = Daemon(offers, Settings(**{**defaults, **settings}), self._announced)
+        shelf = settings.pop("shelf", None)
+        self.daemon = Daemon(offers, Settings(**{**defaults, **settings}), self._announced, shelf)
         self.listening: Listening
         self.error: BaseException | None = None
         self.loop = flavour.new_loop()

@@ -12,8 +12,11 @@ from collections.abc import Callable
 
 import pytest
 
+from edgekit.daemon.http1 import Head
+from edgekit.daemon.http_call import HttpCall
 from edgekit.daemon.lane import INLINE_S, Lane, ServiceTime
-from edgekit.daemon.server import Offer
+from edgekit.daemon.library import Offer
+from edgekit.daemon.signature import Inference
 from edgekit.errors import RefusedError
 from edgekit.model import Model
 from tests.daemon.serving import Answer, Running, affine, model_of, read_reply, request_bytes, slow
@@ -180,7 +183,7 @@ def test_a_full_queue_is_refused_while_it_is_full(serving: Serving) -> None:
     for client in clients:
         client.start()
     deadline = time.monotonic() + 10
-    while running.daemon.application.lanes["gated"][1].waiting < 3:
+    while running.daemon.catalog.lanes["gated"][1].waiting < 3:
         assert time.monotonic() < deadline
     refused = together(5, lambda: running.infer("gated", ONE))
     assert [answer.status for answer in refused] == [503] * 5
@@ -196,7 +199,7 @@ def test_a_full_queue_is_refused_while_it_is_full(serving: Serving) -> None:
 def test_a_call_whose_client_has_gone_is_dropped_from_the_queue(serving: Serving) -> None:
     gate = Gate()
     running = serving(gate.model)
-    lane = running.daemon.application.lanes["gated"][1]
+    lane = running.daemon.catalog.lanes["gated"][1]
     first = threading.Thread(target=running.infer, args=("gated", ONE))
     first.start()
     assert gate.entered.wait(10)
@@ -313,7 +316,7 @@ def test_not_ready_at_once_and_a_call_under_way_is_finished(serving: Serving) ->
     assert gate.entered.wait(10)
     running.loop.call_soon_threadsafe(running.daemon.stop)
     deadline = time.monotonic() + 10
-    while not running.daemon.application.draining:
+    while not running.daemon.catalog.draining:
         assert time.monotonic() < deadline
     ready = running.ask("GET", "/v2/health/ready")
     assert (ready.status, ready.json) == (503, {"ready": False})
@@ -348,15 +351,14 @@ def test_a_lane_answers_a_bug_with_500_and_lives() -> None:
     lane = Lane(affine(), queue_limit=4, body_limit=1000)
     answers: list[int] = []
 
-    class Broken:
-        abandoned = False
-
-        def decode(self) -> None:
+    class Broken(HttpCall):
+        def _decode(self) -> Inference:
             raise ZeroDivisionError
 
     done = threading.Event()
     for _ in range(2):
-        lane.submit(Broken(), lambda reply: (answers.append(reply.status), done.set()))  # type: ignore[arg-type, func-returns-value]
+        call = Broken(lane, Head("POST", "/"), memoryview(b""))
+        lane.submit(call, lambda reply: (answers.append(reply.status), done.set()))  # type: ignore[arg-type, func-returns-value]
         assert done.wait(10)
         done.clear()
     assert answers == [500, 500]

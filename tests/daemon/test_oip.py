@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgekit.daemon import codec, oip
+from edgekit.daemon import codec, oip, replies
 from edgekit.daemon.http1 import HttpError, Reply
+from edgekit.daemon.signature import Inference, Signature
 from edgekit.tensors import DTYPES, TensorSpec
 
 pytestmark = pytest.mark.device
@@ -27,11 +28,11 @@ JSON_DTYPES = tuple(dtype for dtype in NUMERIC if dtype != "float16")
 
 def signature(
     *inputs: TensorSpec, outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "float32", (-1,)),)
-) -> oip.Signature:
-    return oip.Signature("m", "3", inputs, outputs)
+) -> Signature:
+    return Signature("m", "3", inputs, outputs)
 
 
-def one(dtype: str, shape: tuple[int, ...]) -> oip.Signature:
+def one(dtype: str, shape: tuple[int, ...]) -> Signature:
     return signature(TensorSpec("x", dtype, shape))
 
 
@@ -42,9 +43,7 @@ def tensor(data: object = None, **changes: object) -> dict[str, Any]:
     return {**made, **changes}
 
 
-def decode(
-    of: oip.Signature, message: object, tensors: bytes = b"", length: int | None = -2
-) -> oip.Inference:
+def decode(of: Signature, message: object, tensors: bytes = b"", length: int | None = -2) -> Inference:
     data = message if isinstance(message, bytes) else json.dumps(message).encode()
     if length == -2:
         length = len(data) if tensors else None
@@ -64,7 +63,7 @@ def encode(outputs: Mapping[str, Any], wanted: list[tuple[str, bool]], id_: str 
         for name, array in outputs.items()
     )
     of = signature(outputs=specs)
-    return oip.encode_outputs(of, oip.Inference({}, wanted, id_, 1), outputs)
+    return replies.encode_outputs(of, Inference({}, wanted, id_, 1), outputs)
 
 
 def joined(reply: Reply) -> bytes:
@@ -314,7 +313,8 @@ SHM = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
         ({"inputs": [tensor()]}, "neither data nor binary_data_size"),
         ({"inputs": [tensor([1, 2], parameters={"binary_data_size": 8})]}, "both data and"),
         ({"inputs": [tensor(parameters={"binary_data_size": 8})]}, "the body ends within"),
-        ({"inputs": [tensor(parameters={"binary_data_size": 2**70})]}, "does not fit the shape"),
+        ({"inputs": [tensor(parameters={"binary_data_size": 2**60})]}, "does not fit the shape"),
+        ({"inputs": [tensor(parameters={"binary_data_size": 2**70})]}, "Expected `int`"),
         ({"inputs": [tensor(parameters={"binary_data_size": -1})]}, "Expected `int` >= 0"),
         ({"inputs": [tensor(parameters=SHM)]}, "shared memory is not supported"),
         ({"inputs": [tensor([1, 2])], "outputs": [{"name": "q"}]}, "unknown output 'q'"),

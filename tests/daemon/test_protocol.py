@@ -61,7 +61,8 @@ def ends(stream: socket.socket) -> bool:
 
 def test_metadata_and_health(serving: Serving) -> None:
     running = serving(affine(), affine(version=2), adder())
-    server = {"name": "edgekit", "version": __version__, "extensions": ["binary_tensor_data"]}
+    extensions = ["binary_tensor_data", "parameters", "statistics", "model_configuration", "model_repository"]
+    server = {"name": "edgekit", "version": __version__, "extensions": extensions}
     assert running.ask("GET", "/v2").json == server
     assert running.ask("GET", "/v2/").json == server
     assert running.ask("GET", "/v2/health/live").json == {"live": True}
@@ -180,7 +181,14 @@ def test_every_kind_of_datatype_comes_back(serving: Serving, dtype: str) -> None
         (404, "POST", "/v2/models/nope/infer", b"{}"),
         (404, "POST", "/v2/models/..%2F..%2Fetc/infer", b"{}"),
         (404, "POST", "/v2/models/%00%ff/infer", b"{}"),
-        (404, "POST", "/v2/models/affine/generate", b"{}"),
+        (501, "POST", "/v2/models/affine/generate", b"{}"),
+        (501, "GET", "/v2/logging", None),
+        (501, "GET", "/v2/systemsharedmemory/status", None),
+        (405, "GET", "/v2/repository/index", None),
+        (404, "GET", "/v2/models/nope/config", None),
+        (404, "GET", "/v2/models/affine/versions/9/stats", None),
+        (403, "POST", "/v2/repository/models/affine/unload", b""),
+        (400, "POST", "/v2/repository/index", b"["),
         (404, "GET", "/v2/models/affine/versions/x", None),
         (405, "GET", INFER, None),
         (405, "DELETE", "/v2/models/affine", None),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.daemon.http1 import best_head_parser, httptools_head, plain_head
-from edgekit.daemon.server import Daemon, Settings, new_event_loop, parse_address
+from edgekit.daemon.server import Daemon, Settings, check_shared_memory, new_event_loop, parse_address
 from edgekit.daemon.systemd import notify, watchdog_period_s
 from edgekit.errors import MachineError, UsageError
 
@@ -51,6 +51,29 @@ def test_a_port_in_use_is_said_so() -> None:
         pytest.raises(MachineError, match=r"cannot listen on 127\.0\.0\.1:"),
     ):
         run(Settings(http=other.getsockname()[:2]))
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.7", False),
+        ("device.local", False),
+    ],
+)
+def test_shared_memory_is_for_this_machine(host: str, local: bool) -> None:
+    check_shared_memory(Settings(http=(host, 0)))
+    check_shared_memory(Settings(http=None, shared_memory=True))
+    if local:
+        check_shared_memory(Settings(http=(host, 0), shared_memory=True))
+        return
+    with pytest.raises(UsageError, match="--shared-memory is for clients on this machine"):
+        run(Settings(http=(host, 0), shared_memory=True))
 
 
 def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
