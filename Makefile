@@ -28,7 +28,7 @@ demo: setup  ## Train, convert, serve, watch, with real output (under 6 minutes 
 test: setup  ## Every test but the soak ones, in both environments even where the first fails
 	code=0; \
 	EDGEKIT_MAY_LACK=tflite-runtime $(BIN)/python -m pytest -m "not soak" || code=1; \
-	EDGEKIT_MAY_LACK=onnx,openvino,agent $(TFLITE_BIN)/python -m pytest -m "device and not convert and not soak" \
+	EDGEKIT_MAY_LACK=onnx,openvino,agent,grpc $(TFLITE_BIN)/python -m pytest -m "device and not convert and not soak" \
 		-p no:cacheprovider || code=1; \
 	exit $$code
 

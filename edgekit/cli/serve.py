@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_DEFAULT_HTTP = "127.0.0.1:8080"
+_DEFAULT_HTTP, _DEFAULT_GRPC = "127.0.0.1:8080", "127.0.0.1:8081"
 
 
 @click.command()
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path), metavar="[BUNDLE]...")
 @click.option("--http", default=_DEFAULT_HTTP, show_default=True, metavar="HOST:PORT", help="TCP address; port 0 for any, `off` for no TCP.")  # fmt: skip
+@click.option("--grpc", metavar="HOST:PORT", help="Speak gRPC there too; `on` for 127.0.0.1:8081.")
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="Unix socket.  [default: $RUNTIME_DIRECTORY/edgekit.sock, where that is set]")  # fmt: skip
 @click.option("--device", metavar="ID", help="Choose for this device profile, not for the detected one.")
 @click.option("--runtime", metavar="R", help="Run in this runtime.")
@@ -40,6 +41,7 @@ _DEFAULT_HTTP = "127.0.0.1:8080"
 def serve(
     bundles: tuple[Path, ...],
     http: str,
+    grpc: str | None,
     socket_path: Path | None,
     device: str | None,
     runtime: str | None,
@@ -56,7 +58,8 @@ def serve(
     """Run the inference daemon.
 
     Each BUNDLE is installed into the state folder, then served; without one, the newest version of every
-    installed bundle is. The Open Inference Protocol v2 is spoken on TCP and on a Unix socket at once.
+    installed bundle is. The Open Inference Protocol v2 is spoken over HTTP on TCP and on a Unix socket at once, and
+    over gRPC with --grpc.
 
     SIGTERM ends it after what is under way (exit 0); Ctrl-C does the same (exit 130).
     """
@@ -68,6 +71,7 @@ def serve(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     settings = Settings(
         http=None if http == "off" else parse_address(http),
+        grpc=None if grpc is None else parse_address(_DEFAULT_GRPC if grpc == "on" else grpc),
         socket=socket_path or _default_socket(),
         limits=Limits(body_bytes=int(max_body * (1 << 20))),
         queue_limit=max_queue,
@@ -104,8 +108,14 @@ def _print(news: Listening | Lane) -> None:
             click.echo(f"  {reason}")
     else:
         if news.http is not None:
-            host, port = news.http
-            click.echo(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+            click.echo(f"listening on http://{_address(news.http)}")
+        if news.grpc is not None:
+            click.echo(f"listening on grpc://{_address(news.grpc)}")
         if news.socket is not None:
             click.echo(f"listening on unix:{news.socket}")
     sys.stdout.flush()
+
+
+def _address(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"{f'[{host}]' if ':' in host else host}:{port}"

@@ -18,6 +18,7 @@ __all__ = [
     "DATATYPES",
     "Datatype",
     "array_from_binary",
+    "array_from_bytes",
     "array_from_json",
     "array_from_values",
     "binary_from_array",
@@ -103,7 +104,7 @@ def bytes_from_binary(name: str, shape: tuple[int, ...], data: memoryview) -> Ar
             raise HttpError(400, f"input {name!r}: the binary data ends within an element")
         values.append(bytes(data[offset : offset + length]))
         offset += length
-    return _objects(name, values, shape)
+    return array_from_bytes(name, values, shape)
 
 
 def array_from_json(name: str, kind: Datatype, shape: tuple[int, ...], data: object) -> Array:
@@ -123,7 +124,7 @@ def array_from_json(name: str, kind: Datatype, shape: tuple[int, ...], data: obj
             return _array_from_long_json(name, kind, shape, bytes(data))
         values = _flat_values(name, kind, shape, math.prod(shape), data)
         if kind.leaf is str:
-            return _objects(name, [value.encode() for value in values], shape)
+            return array_from_bytes(name, [value.encode() for value in values], shape)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise HttpError(400, f"input {name!r}: data is not {kind.wire}: {error}") from error
     return array_from_values(name, kind, shape, values)
@@ -234,11 +235,16 @@ def _nested_structure(shape: tuple[int, ...]) -> bytes:
     return structure
 
 
-def _objects(name: str, values: Sequence[bytes], shape: tuple[int, ...]) -> Array:
+def array_from_bytes(name: str, values: Sequence[bytes], shape: tuple[int, ...]) -> Array:
+    """Return strings as an object array of `bytes`.
+
+    Raises:
+        HttpError: 400, they are too many or too few.
+    """
     if len(values) != math.prod(shape):
         raise _misshapen(name, shape, len(values))
     array = np.empty(len(values), dtype=object)
-    array[:] = values
+    array[:] = list(values)
     return array.reshape(shape)
 
 

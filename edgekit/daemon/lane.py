@@ -175,7 +175,7 @@ class Lane:
         self.body_limit = body_limit
         self.service, self.statistics = ServiceTime(), Statistics()
         self.waiting = 0
-        self.answered: dict[int, int] = {}
+        self.answered: dict[int | str, int] = {}
         #: Whether the arrays that the session returns are the caller's own.
         self.fresh = model.session.fresh_outputs
         self._limit = queue_limit
@@ -283,8 +283,8 @@ class Lane:
         with self._gate:
             self.waiting -= 1
 
-    def count(self, status: int) -> None:
-        """Count an answer by its status."""
+    def count(self, status: int | str) -> None:
+        """Count an answer by its status: HTTP's number, or gRPC's name."""
         with self._gate:
             self.answered[status] = self.answered.get(status, 0) + 1
 

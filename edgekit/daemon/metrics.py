@@ -20,6 +20,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _HELP = {
     "edgekit_ready": ("gauge", "1 when every model has passed its self-test and no shutdown is under way."),
     "edgekit_http_requests_total": ("counter", "Requests answered, by status; model is empty outside infer."),
+    "edgekit_grpc_requests_total": ("counter", "Inference calls answered over gRPC, by status."),
     "edgekit_queue_depth": ("gauge", "Calls that wait for a model or run in its worker."),
     "edgekit_inferences_total": ("counter", "Inferences answered; a batch of k counts as k."),
     "edgekit_inference_errors_total": ("counter", "Inferences that failed in the runtime."),
@@ -50,8 +51,9 @@ def exposition(lanes: Iterable[Lane], answered: Mapping[int, int], *, ready: boo
 
 def _add_lane(families: _Families, lane: Lane) -> None:
     labels = {"model": lane.signature.name, "version": lane.signature.version}
-    for status, count in sorted(lane.answered.items()):
-        families.add("edgekit_http_requests_total", {**labels, "code": str(status)}, count)
+    for status, count in sorted(lane.answered.items(), key=str):
+        name = "edgekit_http_requests_total" if isinstance(status, int) else "edgekit_grpc_requests_total"
+        families.add(name, {**labels, "code": str(status)}, count)
     families.add("edgekit_queue_depth", labels, lane.waiting)
     if lane.model.monitor is not None:
         _add_totals(families, labels, lane.model.monitor.totals())

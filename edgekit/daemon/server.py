@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,7 +27,10 @@ from edgekit.daemon.lane import Lane
 from edgekit.daemon.library import Library, Offer
 from edgekit.daemon.sharedmemory import Regions
 from edgekit.daemon.systemd import notify, watchdog_period_s
-from edgekit.errors import MachineError, UsageError
+from edgekit.errors import EdgeKitError, MachineError, UsageError
+
+if TYPE_CHECKING:
+    from edgekit.daemon.grpc_server import GrpcServer
 
 __all__ = ["Daemon", "Listening", "Settings", "check_shared_memory", "new_event_loop", "parse_address"]
 
@@ -39,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     Attributes:
         http: Host and port, port 0 for any; None for no TCP.
+        grpc: Host and port, port 0 for any; None for no gRPC.
         socket: Path of the Unix socket; None for none.
         socket_mode: Its file mode.
         limits: What clients may ask.
@@ -52,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True):
     """
 
     http: tuple[str, int] | None = ("127.0.0.1", 8080)
+    grpc: tuple[str, int] | None = None
     socket: Path | None = None
     socket_mode: int = 0o660
     limits: Limits = msgspec.field(default_factory=Limits)
@@ -69,6 +75,7 @@ class Listening(msgspec.Struct, frozen=True):
 
     http: tuple[str, int] | None
     socket: Path | None
+    grpc: tuple[str, int] | None = None
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -100,13 +107,14 @@ def check_shared_memory(settings: Settings) -> None:
     Raises:
         UsageError: It is on, and an address is not on the loopback.
     """
-    if settings.shared_memory and settings.http is not None and not _is_loopback(settings.http[0]):
-        raise UsageError(
-            "--shared-memory is for clients on this machine",
-            got=f"--http {settings.http[0]}",
-            expected="an address such as 127.0.0.1",
-            hint="Listen on the loopback, or on a Unix socket with --http off.",
-        )
+    for option, address in (("--http", settings.http), ("--grpc", settings.grpc)):
+        if settings.shared_memory and address is not None and not _is_loopback(address[0]):
+            raise UsageError(
+                "--shared-memory is for clients on this machine",
+                got=f"{option} {address[0]}",
+                expected="an address such as 127.0.0.1",
+                hint="Listen on the loopback, or on a Unix socket with --http off.",
+            )
 
 
 def _is_loopback(host: str) -> bool:
@@ -144,6 +152,7 @@ class Daemon:
         self.application = Application(self.catalog, self.library)
         self._offers, self._settings, self._announce = offers, settings, announce
         self._connections: set[Connection] = set()
+        self._grpc: GrpcServer | None = None
         self._parse_head = remembering(settings.parse_head)
         self._rooms = Rooms(settings.limits.room(), settings.limits.room())
         self._stop: asyncio.Event
@@ -201,11 +210,27 @@ class Daemon:
                 listener.close()
             raise
         bound = opened[0].getsockname()[:2] if settings.http is not None else None
+        grpc = self._open_grpc(opened)
         servers: list[asyncio.Server] = []
         for listener in opened:
             create = loop.create_unix_server if listener.family == socket.AF_UNIX else loop.create_server
             servers.append(await create(self._connect, sock=listener, backlog=_BACKLOG))
-        return servers, Listening(bound, settings.socket)
+        return servers, Listening(bound, settings.socket, grpc)
+
+    def _open_grpc(self, opened: Sequence[socket.socket]) -> tuple[str, int] | None:
+        settings = self._settings
+        if settings.grpc is None:
+            return None
+        from edgekit.daemon.grpc_server import GrpcServer, check_installed
+
+        try:
+            check_installed()
+            self._grpc = GrpcServer(self.catalog, self.library, settings.limits, settings.grpc)
+            return self._grpc.start()
+        except EdgeKitError:
+            for listener in opened:
+                listener.close()
+            raise
 
     def _connect(self) -> Connection:
         return Connection(
@@ -247,19 +272,26 @@ class Daemon:
         deadline_s = time.monotonic() + self._settings.drain_s
         signals = self._signals
         linger_s = time.monotonic() + min(self._settings.linger_s, self._settings.drain_s)
-        while time.monotonic() < linger_s and self._signals == signals and self._connections:  # noqa: ASYNC110
+        while time.monotonic() < linger_s and self._signals == signals and self._visited:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for server in servers:
             server.close()
+        if self._grpc is not None:
+            self._grpc.stop(max(0.0, deadline_s - time.monotonic()))
         while self._signals == signals:
             for connection in tuple(self._connections):
                 connection.close_idle()
-            if not self._connections:
+            if not self._visited:
                 return
             if time.monotonic() > deadline_s:
                 break
             await asyncio.sleep(0.02)
         _log.warning("%d connections were still busy and are closed", len(self._connections))
+
+    @property
+    def _visited(self) -> bool:
+        """Tell whether clients may be there that want to learn that this server is not ready."""
+        return bool(self._connections) or (self._grpc is not None and self._grpc.running)
 
     async def _end(
         self,
@@ -269,6 +301,9 @@ class Daemon:
     ) -> None:
         for server in servers:
             server.close()
+        if self._grpc is not None:
+            self._grpc.stop(0.0)
+            self._grpc.join(1.0)
         for task in background:
             task.cancel()
         for connection in tuple(self._connections):

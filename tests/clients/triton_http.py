@@ -1,7 +1,8 @@
 """Drives a daemon with the unmodified tritonclient; run by the clients environment's own interpreter.
 
 Usage: python triton_http.py HOST:PORT. The daemon serves `affine` (y = 2x + 1 and total for float32 x [N, 4]),
-`adder` (float64 total = a + b for float32 a and int64 b), `echo-bytes`, `echo-bool`, `echo-float16` and `slow`.
+`adder` (float64 total = a + b for float32 a and int64 b), `echo-bytes`, `echo-bool`, `echo-float16` and `slow`;
+shared memory is on, and clients may load and unload.
 It needs nothing of EdgeKit, and exits with a traceback at the first thing that is not as it should be.
 """
 
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import uuid
 from typing import Any
 
 import numpy as np
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 Array = np.ndarray[Any, Any]
@@ -39,6 +42,11 @@ def asks_state(client: Any) -> None:
     model = client.get_model_metadata("adder")
     assert [tensor["datatype"] for tensor in model["inputs"]] == ["FP32", "INT64"]
     assert model["outputs"] == [{"name": "total", "datatype": "FP64", "shape": [-1, 2]}]
+    config = client.get_model_config("affine")
+    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [4], "format": "FORMAT_NONE"}]
+    (statistics,) = client.get_inference_statistics("affine", "1")["model_stats"]
+    assert statistics["inference_stats"]["success"]["count"] == statistics["execution_count"]
+    assert len(client.get_inference_statistics()["model_stats"]) == 6
 
 
 def infers_in_every_form(client: Any) -> None:
@@ -104,6 +112,37 @@ def infers_several_at_once(client: Any) -> None:
     assert [answer.get_result().as_numpy("y").item() for answer in asked] == list(range(8))
 
 
+def shares_memory(client: Any) -> None:
+    key = f"/edgekit-{uuid.uuid4().hex}"
+    region = shm.create_shared_memory_region("there", key, 64)
+    try:
+        shm.set_shared_memory_region(region, [FOUR])
+        client.register_system_shared_memory("there", key, 64)
+        assert [one["name"] for one in client.get_system_shared_memory_status()] == ["there"]
+        x = triton.InferInput("x", [1, 4], "FP32")
+        x.set_shared_memory("there", 16)
+        y = triton.InferRequestedOutput("y")
+        y.set_shared_memory("there", 16, 32)
+        result = client.infer("affine", [x], outputs=[y, triton.InferRequestedOutput("total")])
+        assert result.as_numpy("total").tolist() == [10]
+        assert shm.get_contents_as_numpy(region, np.float32, [1, 4], 32).tolist() == [[3, 5, 7, 9]]
+        client.unregister_system_shared_memory("there")
+        client.unregister_system_shared_memory()
+        client.unregister_cuda_shared_memory()
+        assert client.get_system_shared_memory_status() == client.get_cuda_shared_memory_status() == []
+    finally:
+        shm.destroy_shared_memory_region(region)
+
+
+def loads_and_unloads(client: Any) -> None:
+    client.unload_model("adder")
+    assert not client.is_model_ready("adder")
+    states = {one["name"]: one["state"] for one in client.get_model_repository_index()}
+    assert (states["adder"], states["affine"]) == ("UNAVAILABLE", "READY")
+    client.load_model("adder")
+    assert client.is_model_ready("adder")
+
+
 def reads_errors(client: Any) -> None:
     x = given("x", "FP32", FOUR, binary=True)
     refused(client, "absent", [x], "404", "'absent' is not found")
@@ -146,6 +185,8 @@ def main(address: str) -> None:
         infers_other_datatypes(client)
         infers_nan(client)
         infers_several_at_once(client)
+        shares_memory(client)
+        loads_and_unloads(client)
         reads_errors(client)
     finally:
         client.close()
