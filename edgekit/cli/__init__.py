@@ -33,6 +33,7 @@ COMMANDS = {
     "doctor": ("edgekit.cli.doctor:doctor", "Tell what this machine has and what it lacks."),
     "env": ("edgekit.cli.env:env", "Prepare and remove what emulation needs."),
     "serve": ("edgekit.cli.serve:serve", "Run the inference daemon."),
+    "daemon": ("edgekit.cli.daemon:daemon", "Ask a running inference daemon how it is."),
     "agent": ("edgekit.cli.agent:agent", "Send this device's reports to a sync server."),
     "bundle": ("edgekit.cli.bundle:bundle", "Pack, unpack and slice bundles."),
     "sync": ("edgekit.cli.sync:sync", "Run the sync server."),

@@ -260,7 +260,8 @@ class Lane:
             raise self._unloaded()
         if self.waiting < self._limit:
             return
-        wait_s = self.waiting * min(self.service.expect(1), 60.0)
+        each_s = self.service.expect(1)
+        wait_s = self.waiting * min(each_s, 60.0) if math.isfinite(each_s) else 0.0
         raise HttpError(
             503,
             f"the queue of model {self.signature.name!r} is full: {self.waiting} requests are waiting",
