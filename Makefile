@@ -83,8 +83,9 @@ require-python:
 	$(TFLITE_BIN)/python $(PIP) $(EDITABLE)
 	@touch $@
 
-.venv-clients/ready: requirements-clients.txt | require-python
+.venv-clients/ready: requirements-clients.txt .ci/perf_analyzer.py | require-python
 	@echo "making .venv-clients …"
 	$(PYTHON) -m venv .venv-clients
 	$(CLIENTS_BIN)/python $(PIP) -r requirements-clients.txt
+	$(CLIENTS_BIN)/python .ci/perf_analyzer.py .venv-clients
 	@touch $@

@@ -202,11 +202,9 @@ def encode_message(signature: Signature, request: Inference, outputs: Mapping[st
         array = outputs[name]
         kind = signature.outputs[name].kind
         data = codec.binary_from_array(kind, array)
-        tensor = response.outputs.add(name=name, datatype=kind.wire, shape=array.shape)
+        response.outputs.add(name=name, datatype=kind.wire, shape=array.shape)
         if isinstance(where, Slice):
             signature.deposit(name, where, data)
-            tensor.parameters["shared_memory_region"].string_param = where.region
-            tensor.parameters["shared_memory_byte_size"].int64_param = memoryview(data).nbytes
             data = b""  # clients count the raw tensors by the outputs
         response.raw_output_contents.append(data if isinstance(data, bytes) else data.tobytes())
     return response

@@ -14,7 +14,6 @@ import numpy as np
 
 from edgekit.daemon import codec
 from edgekit.daemon.http1 import Reply
-from edgekit.daemon.sharedmemory import Slice
 from edgekit.daemon.signature import Inference, Signature
 
 __all__ = ["encode_outputs"]
@@ -27,7 +26,7 @@ class _Output(msgspec.Struct, omit_defaults=True, gc=False):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: dict[str, int | str] | None = None
+    parameters: dict[str, int] | None = None
     data: list[Any] | None = None
 
 
@@ -69,7 +68,8 @@ def encode_outputs(signature: Signature, request: Inference, outputs: Mapping[st
             tensors.append(data)
         else:
             signature.deposit(name, where, data)
-            described.append(_Output(name, kind.wire, array.shape, _shared(where, _size(data))))
+            # without parameters, as Triton's: its C++ client takes any for those of binary data
+            described.append(_Output(name, kind.wire, array.shape))
     head = _to_json(_Response(signature.name, signature.version, described, request.id))
     if not tensors:
         return Reply(200, (head,))
@@ -100,16 +100,6 @@ def _encode_binary(signature: Signature, outputs: Mapping[str, Array]) -> Reply:
 
 def _described(name: str, kind: codec.Datatype, array: Array, data: bytes | memoryview) -> _Output:
     return _Output(name, kind.wire, array.shape, {"binary_data_size": _size(data)})
-
-
-def _shared(where: Slice, size: int) -> dict[str, int | str]:
-    parameters: dict[str, int | str] = {
-        "shared_memory_region": where.region,
-        "shared_memory_byte_size": size,
-    }
-    if where.offset:
-        parameters["shared_memory_offset"] = where.offset
-    return parameters
 
 
 def _size(data: bytes | memoryview) -> int:

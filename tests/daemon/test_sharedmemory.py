@@ -78,16 +78,7 @@ def test_tensors_go_in_and_out(serving: Serving, segment: Callable[[bytes], Segm
     for _ in range(3):  # in the worker, then in the loop
         answer = running.infer("affine", ask(place("r", 16), outputs=outputs))
         assert answer.json["outputs"] == [
-            {
-                "name": "y",
-                "datatype": "FP32",
-                "shape": [1, 4],
-                "parameters": {
-                    "shared_memory_region": "r",
-                    "shared_memory_byte_size": 16,
-                    "shared_memory_offset": 32,
-                },
-            },
+            {"name": "y", "datatype": "FP32", "shape": [1, 4]},
             {"name": "total", "datatype": "FP32", "shape": [1], "data": [10.0]},
         ]
         written = np.frombuffer(shared.path.read_bytes(), np.float32, 4, 40)
