@@ -15,7 +15,7 @@ export EDGEKIT_CLIENTS_PYTHON := $(CURDIR)/$(CLIENTS_BIN)/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench conversion-table mutants soak wheel docs locks clean require-python
+.PHONY: help setup demo test check bench conversion-table mutants soak wheel docs triton-answers locks clean require-python
 
 help:  ## This list
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ wheel: setup  ## The sdist, and the wheel built from it, in dist/
 
 docs: setup  ## docs/cli.md from the commands' own --help
 	$(BIN)/python .ci/cli_reference.py
+
+triton-answers: setup  ## Record the real Triton's answers anew, which the daemon is compared with
+	$(BIN)/python .ci/triton_answers.py
 
 locks:  ## Resolve every requirements-*.txt afresh (Python 3.10 to 3.13 needed)
 	$(PYTHON) .ci/lock.py convert device tflite-runtime clients

@@ -59,6 +59,7 @@ class Model:
         monitor: Records every inference; None where nothing watches.
         inputs: What the chosen artifact takes, under canonical names.
         outputs: What it returns, under canonical names.
+        labels: The classes' names, of a classification that has them.
     """
 
     def __init__(self, bundle: Bundle, plan: Plan, session: Session) -> None:
@@ -68,6 +69,7 @@ class Model:
         self.plan, self.session = plan, session
         self.inputs: tuple[TensorSpec, ...] = session.inputs
         self.outputs: tuple[TensorSpec, ...] = session.outputs
+        self.labels: Sequence[str] = manifest.labels if manifest.task == "classification" else ()
         self.lock = threading.Lock()
         self.monitor: ModelMonitor | None = None
         self._bundle = bundle

@@ -14,7 +14,14 @@ from edgekit.daemon.signature import Port
 __all__ = ["Catalog"]
 
 #: What beyond the protocol's core is spoken; a client decides by this list.
-_EXTENSIONS = ("binary_tensor_data", "parameters", "statistics", "model_configuration", "model_repository")
+_EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "parameters",
+    "statistics",
+    "model_configuration",
+    "model_repository",
+)
 #: A model whose tensors all begin with a free axis takes any batch; the protocol wants a number.
 _ANY_BATCH = 1024
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
@@ -127,7 +134,7 @@ class Catalog:
         """
         lane = self.find(name, version)
         inputs, outputs = lane.signature.inputs.values(), lane.signature.outputs.values()
-        batched = all(port.spec.shape[:1] == (-1,) for port in (*inputs, *outputs))
+        batched = lane.signature.batched
         return {
             "name": name,
             "platform": lane.platform,

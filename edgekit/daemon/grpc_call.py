@@ -10,7 +10,7 @@ from edgekit.daemon.grpc_schema import message_class
 from edgekit.daemon.http1 import HttpError
 from edgekit.daemon.lane import INLINE_JSON_BYTES, Call, Lane
 from edgekit.daemon.sharedmemory import Slice
-from edgekit.daemon.signature import Inference, Port, SharedInput, Signature, Wanted
+from edgekit.daemon.signature import Classes, Inference, Port, SharedInput, Signature, Wanted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,7 @@ def _number(what: str, parameters: Any, name: str) -> int | None:
     kind = parameter.WhichOneof("parameter_choice")
     value = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
     if not 0 <= value <= _LARGEST:
-        raise HttpError(400, f"{what}: {name} is not a number of bytes")
+        raise HttpError(400, f"{what}: {name} is not a number that can be")
     return int(value)
 
 
@@ -173,13 +173,18 @@ def _from_contents(port: Port, tensor: Any, shape: tuple[int, ...]) -> np.ndarra
 def _wanted(signature: Signature, outputs: Any) -> Sequence[Wanted]:
     if not outputs:
         return signature.all_binary
-    wanted: dict[str, bool | Slice] = {}
+    wanted: dict[str, bool | Slice | Classes] = {}
     for output in outputs:
         what = f"output {output.name!r}"
         signature.check_output(output.name, wanted)
-        if "classification" in output.parameters:
-            raise HttpError(400, f"{what}: classification is not supported by this server")
         piece = _piece(signature, what, output.parameters)
+        if "classification" in output.parameters:
+            if piece is not None:
+                raise HttpError(400, f"{what}: classes do not go into shared memory")
+            count = _number(what, output.parameters, "classification") or 0
+            signature.check_classes(output.name, count)
+            wanted[output.name] = Classes(count, binary=True)
+            continue
         wanted[output.name] = True if piece is None else piece
     return tuple(wanted.items())
 
@@ -201,6 +206,8 @@ def encode_message(signature: Signature, request: Inference, outputs: Mapping[st
     for name, where in request.wanted:
         array = outputs[name]
         kind = signature.outputs[name].kind
+        if isinstance(where, Classes):
+            array, kind = signature.classes(array, where.most), codec.DATATYPES["BYTES"]
         data = codec.binary_from_array(kind, array)
         response.outputs.add(name=name, datatype=kind.wire, shape=array.shape)
         if isinstance(where, Slice):

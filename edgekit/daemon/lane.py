@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from edgekit.daemon.http1 import HttpError
@@ -53,6 +53,7 @@ class Servable(Protocol):
     monitor: ModelMonitor | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    labels: Sequence[str]
 
     def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; the caller holds `lock` until it has used the outputs."""
@@ -170,7 +171,9 @@ class Lane:
         self, model: Servable, *, queue_limit: int, body_limit: int, regions: Regions | None = None
     ) -> None:
         self.model = model
-        self.signature = Signature(model.name, str(model.version), model.inputs, model.outputs, regions)
+        self.signature = Signature(
+            model.name, str(model.version), model.inputs, model.outputs, regions, model.labels
+        )
         self.takes_strings = any(spec.dtype == "bytes" for spec in model.inputs)
         self.body_limit = body_limit
         self.service, self.statistics = ServiceTime(), Statistics()

@@ -180,15 +180,16 @@ class Library:
             lane.stop(_PATIENCE_S)
 
     def _served(self, lane: Lane) -> dict[str, str]:
-        entry = {"name": lane.signature.name, "version": lane.signature.version, "state": "READY"}
-        return {**entry, "reason": ""}
+        return {"name": lane.signature.name, "version": lane.signature.version, "state": "READY"}
 
     def _shelved(self, offer: Offer) -> dict[str, str]:
         state, reason = self._states.get(offer.name, ("UNAVAILABLE", "not loaded"))
         if self._catalog.is_loading(offer.name):
             state, reason = "LOADING", ""
-        entry = {"name": offer.name, "state": state, "reason": reason}
-        return {**entry, "version": str(offer.version)} if offer.version else entry
+        entry = {"name": offer.name, "state": state}
+        if offer.version:
+            entry["version"] = str(offer.version)
+        return {**entry, "reason": reason} if reason else entry
 
     def _work(self) -> None:
         while True:

@@ -18,7 +18,7 @@ import numpy as np
 from edgekit.daemon import codec
 from edgekit.daemon.http1 import HttpError
 from edgekit.daemon.sharedmemory import Slice
-from edgekit.daemon.signature import Inference, Layout, Port, SharedInput, Signature, Wanted
+from edgekit.daemon.signature import Classes, Inference, Layout, Port, SharedInput, Signature, Wanted
 
 __all__ = ["decode_inference"]
 
@@ -283,19 +283,23 @@ def _wanted(signature: Signature, message: _Message) -> Sequence[Wanted]:
     binary = message.parameters is not None and message.parameters.binary_data_output
     if not message.outputs:
         return signature.all_binary if binary else signature.all_json
-    wanted: dict[str, bool | Slice] = {}
+    wanted: dict[str, bool | Slice | Classes] = {}
     for output in message.outputs:
         signature.check_output(output.name, wanted)
         wanted[output.name] = _destination(signature, output, binary=binary)
     return tuple(wanted.items())
 
 
-def _destination(signature: Signature, output: _WantedOutput, *, binary: bool) -> bool | Slice:
+def _destination(signature: Signature, output: _WantedOutput, *, binary: bool) -> bool | Slice | Classes:
     parameters = output.parameters
     if parameters is None:
         return binary
+    binary = binary if parameters.binary_data is None else parameters.binary_data
     if parameters.classification is not None:
-        raise HttpError(400, f"output {output.name!r}: classification is not supported by this server")
+        if parameters.shared_memory_region is not None:
+            raise HttpError(400, f"output {output.name!r}: classes do not go into shared memory")
+        signature.check_classes(output.name, parameters.classification)
+        return Classes(parameters.classification, binary)
     if parameters.shared_memory_region is not None:
         return signature.share(
             f"output {output.name!r}",
@@ -303,7 +307,7 @@ def _destination(signature: Signature, output: _WantedOutput, *, binary: bool) -
             parameters.shared_memory_offset,
             parameters.shared_memory_byte_size,
         )
-    return binary if parameters.binary_data is None else parameters.binary_data
+    return binary
 
 
 def _raw_inference(signature: Signature, body: memoryview) -> Inference:

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.daemon import codec
 from edgekit.daemon.http1 import Reply
-from edgekit.daemon.signature import Inference, Signature
+from edgekit.daemon.signature import Classes, Inference, Signature
 
 __all__ = ["encode_outputs"]
 
@@ -58,6 +58,9 @@ def encode_outputs(signature: Signature, request: Inference, outputs: Mapping[st
     for name, where in request.wanted:
         array = outputs[name]
         kind = signature.outputs[name].kind
+        if isinstance(where, Classes):
+            array, kind = signature.classes(array, where.most), codec.DATATYPES["BYTES"]
+            where = where.binary  # noqa: PLW2901
         if where is False:
             values = codec.json_from_array(name, kind, array)
             described.append(_Output(name, kind.wire, array.shape, None, values))

@@ -13,13 +13,26 @@ from edgekit.daemon.http1 import HttpError
 from edgekit.daemon.sharedmemory import Regions, Slice
 from edgekit.tensors import TensorSpec
 
-__all__ = ["Inference", "Layout", "Port", "SharedInput", "Signature", "Wanted"]
+__all__ = ["Classes", "Inference", "Layout", "Port", "SharedInput", "Signature", "Wanted"]
 
 Array = np.ndarray[Any, Any]
 _MOST_SHAPES = 64
 
-#: An output's name, and where it goes: True into the binary part, False into the JSON, or into shared memory.
-Wanted = tuple[str, "bool | Slice"]
+
+class Classes(NamedTuple):
+    """An output is wanted as its largest values: strings `value:index`, or `value:index:label`.
+
+    Attributes:
+        most: How many, of each row of a batch.
+        binary: Whether the strings go into the binary part.
+    """
+
+    most: int
+    binary: bool
+
+
+#: An output's name, and where it goes: True into the binary part, False into the JSON, into shared memory, or as classes.
+Wanted = tuple[str, "bool | Slice | Classes"]
 
 
 class Port:
@@ -120,6 +133,7 @@ class Signature:
         inputs: Their specs.
         outputs: Their specs.
         regions: Shared memory; None where it is off.
+        labels: The classes' names; empty where there are none.
     """
 
     def __init__(
@@ -129,13 +143,16 @@ class Signature:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         regions: Regions | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         self.name, self.version = name, version
         self.inputs = {spec.name: Port(spec) for spec in inputs}
         self.outputs = {spec.name: Port(spec) for spec in outputs}
         self.all_json: tuple[Wanted, ...] = tuple((name, False) for name in self.outputs)
         self.all_binary: tuple[Wanted, ...] = tuple((name, True) for name in self.outputs)
-        self._regions = regions
+        self._regions, self._labels = regions, labels
+        #: Whether the first axis of every tensor is a batch of any size.
+        self.batched = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
         # a client repeats itself: what the JSON before binary tensors means, and that of the reply
         self.layouts: dict[bytes, Layout] = {}
         self.described: dict[tuple[tuple[int, ...], ...], bytes] = {}
@@ -187,6 +204,34 @@ class Signature:
             raise HttpError(400, f"unknown output {name!r}: expected {_known(self.outputs)}")
         if name in wanted:
             raise HttpError(400, f"output {name!r} is asked for twice")
+
+    def check_classes(self, name: str, count: int) -> None:
+        """Refuse classes of an output that has none.
+
+        Raises:
+            HttpError: 400.
+        """
+        if count < 1 or self.outputs[name].kind.wire in ("BYTES", "FP16"):
+            raise HttpError(400, f"output {name!r}: no classes can be had of it: got classification {count}")
+
+    def classes(self, array: Array, count: int) -> Array:
+        """Return the largest values of each row of a batch, else of all, as Triton's classification extension does.
+
+        Args:
+            array: An output of any numbers.
+            count: How many values.
+
+        Returns:
+            Objects of `bytes`, [N, count] or [count]; fewer where a row is shorter.
+        """
+        rows = array.reshape(len(array), -1) if self.batched else array.reshape(1, -1)
+        count = min(count, rows.shape[1])
+        labels = self._labels if len(self._labels) == rows.shape[1] else ()
+        found = np.empty((len(rows), count), dtype=object)
+        for row, values in enumerate(rows):
+            for place, index in enumerate(_largest(values, count)):
+                found[row, place] = _class(values[index], index, labels).encode()
+        return found if self.batched else found[0]
 
     def share(self, what: str, region: str, offset: int, byte_size: int | None) -> Slice:
         """Return the slice that a tensor's parameters name.
@@ -247,6 +292,18 @@ class Signature:
                 400, f"{what}: shared memory is not supported by this server: `serve` needs --shared-memory"
             )
         return self._regions
+
+
+def _largest(values: Array, count: int) -> list[int]:
+    """Return where the largest values are, the first of equals first."""
+    backwards = np.argsort(values[::-1], kind="stable")[::-1][:count]
+    return (len(values) - 1 - backwards).tolist()  # type: ignore[no-any-return]
+
+
+def _class(value: Any, index: int, labels: Sequence[str]) -> str:
+    # six digits, whatever the size: C's %f
+    text = f"{value:f}" if isinstance(value, np.floating) else str(int(value))
+    return f"{text}:{index}:{labels[index]}" if labels else f"{text}:{index}"
 
 
 def _known(ports: Mapping[str, Port]) -> str:

@@ -55,6 +55,7 @@ def model_of(
     *,
     version: int = 1,
     task: str = "other",
+    labels: Sequence[str] = (),
 ) -> Model:
     """Return a real model around a function."""
     plan = Plan(device="x86-64", artifact="onnx-fp32", runtime="onnxruntime")
@@ -62,6 +63,7 @@ def model_of(
         name=name,
         version=version,
         task=task,  # type: ignore[arg-type]
+        labels=tuple(labels),
         source=SourceInfo(kind="onnx", sha256="0" * 64),
         inputs=tuple(inputs),
         outputs=tuple(outputs),

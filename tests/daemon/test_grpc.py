@@ -295,7 +295,7 @@ def wanting(name: str, **parameters: Any) -> Any:
         (written("int_contents", [1, 2, 3, 4], "FP32", "affine"), "INVALID_ARGUMENT", "expected fp32_contents"),
         (written("fp32_contents", [1, 2, 3], "FP32", "affine", [1, 4]), "INVALID_ARGUMENT", "got 3 elements"),
         (wanting("q"), "INVALID_ARGUMENT", "unknown output 'q'"),
-        (wanting("y", classification=3), "INVALID_ARGUMENT", "classification is not supported"),
+        (wanting("y", classification=0), "INVALID_ARGUMENT", "no classes"),
         (wanting("y", shared_memory_region=1), "INVALID_ARGUMENT", "shared memory is not supported"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

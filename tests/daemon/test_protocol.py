@@ -61,7 +61,14 @@ def ends(stream: socket.socket) -> bool:
 
 def test_metadata_and_health(serving: Serving) -> None:
     running = serving(affine(), affine(version=2), adder())
-    extensions = ["binary_tensor_data", "parameters", "statistics", "model_configuration", "model_repository"]
+    extensions = [
+        "binary_tensor_data",
+        "classification",
+        "parameters",
+        "statistics",
+        "model_configuration",
+        "model_repository",
+    ]
     server = {"name": "edgekit", "version": __version__, "extensions": extensions}
     assert running.ask("GET", "/v2").json == server
     assert running.ask("GET", "/v2/").json == server

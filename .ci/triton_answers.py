@@ -1,0 +1,31 @@
+"""Record the answers of the real Triton 2.51 anew, for tests/daemon/test_differential.py.
+
+    python .ci/triton_answers.py
+
+Makes an environment in the cache the first time (55 MB to fetch); x86-64 Linux only.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    """Start Triton, ask, write."""
+    from tests.corpus import corpus_folder
+    from tests.daemon.test_differential import RECORDED, RECORDED_COUNT, record
+    from tests.daemon.triton_server import made_environment
+
+    environment = made_environment(corpus_folder())
+    with tempfile.TemporaryDirectory() as folder:
+        record(environment, Path(folder))
+    print(f"wrote {RECORDED.relative_to(ROOT)}: {RECORDED_COUNT} answers, {RECORDED.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
