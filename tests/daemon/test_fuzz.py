@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgekit.daemon.inbound import Limits
-from tests.daemon.serving import Running, adder, affine, echo, read_reply, request_bytes
+from tests.daemon.serving import Answer, Running, adder, affine, echo, read_reply, request_bytes
+from tests.daemon.test_memory import resident_kib
 
 pytestmark = pytest.mark.device
 
+#: What the process may grow by in the last three quarters, the test's own part included.
+MOST_GROWTH_KIB = 40 << 10
 INFER = "/v2/models/affine/infer"
 X = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
 JSON_BODY = json.dumps({"id": "i", "inputs": [{**X, "data": [[1, 2.5, -3e2, 4]]}], "outputs": [{"name": "y"}]}).encode()  # fmt: skip
@@ -22,6 +27,8 @@ BINARY_HEAD = json.dumps({"inputs": [{**X, "parameters": {"binary_data_size": 16
 STRINGS = json.dumps({"inputs": [{"name": "x", "shape": [2, 1], "datatype": "BYTES", "data": ["a", "é"]}]}).encode()  # fmt: skip
 PAIR = json.dumps({"inputs": [{"name": "a", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}, {"name": "b", "shape": [1, 2], "datatype": "INT64", "data": [3, 4]}]}).encode()  # fmt: skip
 FOUR = np.arange(4, dtype=np.float32).tobytes()
+SHARED = json.dumps({"inputs": [{**X, "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 16}}], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 16, "shared_memory_offset": 16}}]}).encode()  # fmt: skip
+CLASSES = json.dumps({"inputs": [{**X, "data": [1, 2, 3, 4]}], "outputs": [{"name": "y", "parameters": {"classification": 3}}]}).encode()  # fmt: skip
 
 SEEDS = [
     request_bytes(INFER, JSON_BODY),
@@ -35,7 +42,19 @@ SEEDS = [
     + b"%x\r\n%b\r\n0\r\n\r\n" % (len(JSON_BODY), JSON_BODY),
     request_bytes("/v2/models/affine", b"", method="GET"),
     request_bytes("/metrics", b"", method="GET"),
+    request_bytes("/v2/models/affine/config", b"", method="GET"),
+    request_bytes("/v2/models/stats", b"", method="GET"),
+    request_bytes("/v2/repository/index", b'{"ready": true}'),
+    request_bytes("/v2/repository/models/nope/load", b'{"parameters": {"config": "{}"}}'),
+    request_bytes("/v2/repository/models/nope/unload", b'{"parameters": {"unload_dependents": true}}'),
+    request_bytes("/v2/systemsharedmemory/region/r/register", b'{"key": "/edgekit-fuzz", "offset": 0, "byte_size": 64}'),
+    request_bytes("/v2/systemsharedmemory/region/r/status", b"", method="GET"),
+    request_bytes("/v2/systemsharedmemory/unregister", b""),
+    request_bytes(INFER, SHARED),
+    request_bytes(INFER, gzip.compress(JSON_BODY, mtime=0), "Content-Encoding: gzip", "Accept-Encoding: gzip"),
+    request_bytes(INFER, CLASSES),
 ]  # fmt: skip
+EXPECTED = (100, 200, 400, 403, 404, 405, 408, 409, 411, 413, 415, 417, 431, 501, 505)
 TOKENS = [
     b"\r\n", b"\x00", b"\xff", b"[", b"]", b"{", b'"', b",", b"NaN", b"-1", b"99999999999999999999", b"1e999", b"null",
     b"Content-Length: 7\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Encoding: gzip\r\n", b"%2e%2e/", b"true",
@@ -81,29 +100,49 @@ def answers(running: Running, data: bytes, *, unix: bool) -> int:
             except ConnectionError:
                 assert not buffered, bytes(buffered)
                 return count
-            assert answer.status in (100, 200, 400, 404, 405, 408, 411, 413, 415, 417, 431, 501, 505), answer
+            assert answer.status in EXPECTED, answer
             if answer.status >= 400 and answer.body:
                 assert isinstance(answer.error, str), answer
-            elif answer.headers.get("Content-Type") == "application/json":
-                json.loads(answer.body)
+            elif answer.headers.get("Content-Type") == "application/json" and answer.body:
+                json.loads(plain(answer))
             count += 1
 
 
+def plain(answer: Answer) -> bytes:
+    """Return the body, inflated where need be."""
+    return gzip.decompress(answer.body) if answer.headers.get("Content-Encoding") == "gzip" else answer.body
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Make the shared memory that requests name."""
+    path = Path("/dev/shm/edgekit-fuzz")
+    path.write_bytes(bytes(64))
+    yield path
+    path.unlink()
+
+
 @pytest.mark.parametrize(
-    "count", [pytest.param(2_000, id="2000"), pytest.param(20_000, id="20000", marks=pytest.mark.soak)]
+    "count", [pytest.param(5_000, id="5000"), pytest.param(100_000, id="100000", marks=pytest.mark.soak)]
 )
-def test_mutated_requests(serving: Callable[..., Running], count: int) -> None:
+def test_mutated_requests(serving: Callable[..., Running], count: int, shared: Path) -> None:
     limits = Limits(body_bytes=1 << 20, linger_s=0.5)
-    running = serving(affine(), adder(), echo("bytes"), limits=limits)
+    running = serving(
+        affine(), adder(), echo("bytes"), limits=limits, shared_memory=True, repository_control=True
+    )
     draw = random.Random(count)
-    replies = 0
+    replies, resident = 0, 0
     for index in range(count):
+        if index == count // 4:
+            resident = resident_kib()
         data = mutated(draw)
         try:
             replies += answers(running, data, unix=bool(index % 2))
         except Exception as error:
             raise AssertionError(f"request {index}: {data!r}") from error
     assert replies > count // 2
+    assert resident_kib() - resident < MOST_GROWTH_KIB
+    assert shared.stat().st_size == 64
     sane = running.infer("affine", JSON_BODY)
     assert sane.json["outputs"][0]["data"] == [3.0, 6.0, -599.0, 9.0]
     assert running.ask("GET", "/v2/health/ready").status == 200
