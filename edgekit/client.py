@@ -37,8 +37,8 @@ class AnswerError(NetworkError):
         status: HTTP's.
     """
 
-    def __init__(self, what: str, status: int) -> None:
-        super().__init__(what, got=f"status {status}")
+    def __init__(self, url: str, status: int, said: str) -> None:
+        super().__init__(f"{url} answered {status}: {said}")
         self.status = status
 
 
@@ -222,7 +222,7 @@ class Client:
     ) -> Response:
         response = self._transport.request(method, path, body, headers, timeout_s)
         if response.status != 200:
-            raise AnswerError(f"{self.url}: {_error_of(response)}", response.status)
+            raise AnswerError(self.url, response.status, _error_of(response))
         return response
 
 

@@ -40,6 +40,7 @@ __all__ = [
 #: Extra to (what it gives, the distributions that it needs). Runtimes are asked themselves, not listed here.
 FEATURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "daemon": ("a quicker event loop and HTTP parser for `edgekit serve`", ("httptools", "uvloop")),
+    "grpc": ("gRPC beside HTTP: `edgekit serve --grpc`", ("grpcio", "protobuf")),
     "agent": ("`edgekit agent`: signed reports to a sync server", ("cryptography", "urllib3")),
     "image": ("pictures as input: image files and class folders", ("pillow",)),
     "text": ("texts as input, for bundles that tokenize", ("tokenizers",)),

@@ -244,4 +244,5 @@ def _retry_after_s(response: Response) -> float:
 
 
 def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    known = error.strerror if isinstance(error, OSError) else None
+    return known or str(error) or type(error).__name__

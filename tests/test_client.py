@@ -287,7 +287,7 @@ def test_an_error_without_json_is_shown_as_it_is() -> None:
     with (
         answering(reply(b"no way", status="418 Teapot")) as url,
         Client(url) as client,
-        pytest.raises(AnswerError, match="no way: got status 418"),
+        pytest.raises(AnswerError, match="answered 418: no way"),
     ):
         client.server()
 

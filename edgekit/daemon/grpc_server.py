@@ -44,7 +44,7 @@ def check_installed() -> None:
         import grpc  # noqa: F401
     except ImportError as error:
         raise UnavailableError(
-            f"gRPC needs the package {error.name}", hint="Run: pip install 'edgekit-deploy[grpc]'."
+            "gRPC needs the packages grpcio and protobuf", hint="Run: pip install 'edgekit-deploy[grpc]'."
         ) from error
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -30,6 +31,11 @@ from tests.corpus import corpus_folder
 from tests.daemon.differential import MODELS, Answered, Asked, Tensor, ask, requests
 from tests.daemon.serving import PLAIN, Running, model_of
 from tests.daemon.triton_server import made_environment, triton
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 pytestmark = pytest.mark.device
 
@@ -52,7 +58,6 @@ Rules = Mapping[tuple[str, int, int], Difference]
 
 def rules() -> Rules:
     """Read the list: (kind, Triton's status, ours) to what it says."""
-    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
     made: dict[tuple[str, int, int], Difference] = {}
     for row in tomllib.loads(TABLE.read_text(encoding="utf-8"))["difference"]:
         for kind in row["kinds"]:

@@ -16,7 +16,11 @@ from edgekit.daemon.inbound import Limits
 from tests.daemon.serving import Answer, Running, adder, affine, echo, read_reply, request_bytes
 from tests.daemon.test_memory import resident_kib
 
-pytestmark = pytest.mark.device
+pytestmark = [
+    pytest.mark.device,
+    # random bits are numbers that overflow, or none: in the tests' own models, which compute with numpy
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
 
 #: What the process may grow by in the last three quarters, the test's own part included.
 MOST_GROWTH_KIB = 40 << 10

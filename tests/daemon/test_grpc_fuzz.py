@@ -20,7 +20,10 @@ from tests.daemon.test_fuzz import MOST_GROWTH_KIB  # noqa: E402
 from tests.daemon.test_grpc import Peer, numbers, place, raw, request, written  # noqa: E402
 from tests.daemon.test_memory import resident_kib  # noqa: E402
 
-pytestmark = pytest.mark.device
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # random bits overflow in the tests' own models
+]
 
 FOUR = np.array([[1, 2, 3, 4]], np.float32)
 #: Neither INTERNAL nor UNKNOWN, which would be a bug, nor DEADLINE_EXCEEDED, which would be a hang.
