@@ -12,7 +12,7 @@ import pytest
 from tests.clients.test_triton import CLIENTS_PYTHON, needs_clients
 from tests.daemon.serving import PLAIN, Running, affine, echo
 
-PROGRAM = Path(CLIENTS_PYTHON).with_name("perf_analyzer")
+PROGRAM = Path(CLIENTS_PYTHON or "absent").with_name("perf_analyzer")
 pytestmark = [
     pytest.mark.device,
     needs_clients,
