@@ -234,10 +234,10 @@ class Lane:
         self.service.note(inference.rows, (end - begin) * 1e-9)
         self.statistics.served(
             inference.rows,
-            queue_ns=max(0, begin - call.arrived_ns - call.decode_ns),
-            input_ns=call.decode_ns + fetched - begin,
-            infer_ns=ran - fetched,
-            output_ns=end - ran,
+            max(0, begin - call.arrived_ns - call.decode_ns),
+            call.decode_ns + fetched - begin,
+            ran - fetched,
+            end - ran,
         )
         return answer
 
@@ -288,9 +288,8 @@ class Lane:
             self.waiting -= 1
 
     def count(self, status: int | str) -> None:
-        """Count an answer by its status: HTTP's number, or gRPC's name."""
-        with self._gate:
-            self.answered[status] = self.answered.get(status, 0) + 1
+        """Count an answer by its status: HTTP's number, or gRPC's name. Each is counted in its own event loop alone."""
+        self.answered[status] = self.answered.get(status, 0) + 1
 
     def stop(self, patience_s: float = 1.0) -> None:
         """End the worker after what is queued, and free the model unless a call is stuck in it.

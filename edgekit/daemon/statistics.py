@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 __all__ = ["Statistics"]
 
@@ -12,20 +12,14 @@ _MOST_SIZES = 64
 
 
 class _Times:
-    """Executions, and the nanoseconds that their three parts took."""
+    """Executions, their batch elements, and the nanoseconds that their parts took."""
 
-    __slots__ = ("count", "infer_ns", "input_ns", "output_ns")
+    __slots__ = ("count", "infer_ns", "input_ns", "output_ns", "queue_ns", "rows")
 
     def __init__(self) -> None:
-        self.count = self.input_ns = self.infer_ns = self.output_ns = 0
+        self.count = self.rows = self.queue_ns = self.input_ns = self.infer_ns = self.output_ns = 0
 
-    def add(self, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        self.input_ns += input_ns
-        self.infer_ns += infer_ns
-        self.output_ns += output_ns
-        self.count += 1
-
-    def report(self) -> dict[str, dict[str, int]]:
+    def computed(self) -> dict[str, dict[str, int]]:
         # one count for all three: perf_analyzer aborts when they differ
         count = self.count
         return {
@@ -44,13 +38,12 @@ class Statistics:
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
-        self._times = _Times()
         self._sizes: dict[int, _Times] = {}
-        self._rows = self._queue_ns = self._total_ns = 0
+        self._others = _Times()
         self._failed = self._failed_ns = 0
         self._last_s = 0.0
 
-    def served(self, rows: int, *, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+    def served(self, rows: int, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count one execution.
 
         Args:
@@ -61,16 +54,15 @@ class Statistics:
             output_ns: To encode the reply.
         """
         self._last_s = self._wall()
-        self._rows += rows
-        self._queue_ns += queue_ns
-        self._total_ns += queue_ns + input_ns + infer_ns + output_ns
-        self._times.add(input_ns, infer_ns, output_ns)
-        size = self._sizes.get(rows)
-        if size is None:
-            if len(self._sizes) >= _MOST_SIZES:
-                return
-            size = self._sizes[rows] = _Times()
-        size.add(input_ns, infer_ns, output_ns)
+        times = self._sizes.get(rows)
+        if times is None:
+            times = self._of_new_size(rows)
+        times.rows += rows
+        times.queue_ns += queue_ns
+        times.input_ns += input_ns
+        times.infer_ns += infer_ns
+        times.output_ns += output_ns
+        times.count += 1
 
     def failed(self, ns: int) -> None:
         """Count one request that reached the model and got no answer from it."""
@@ -79,27 +71,40 @@ class Statistics:
 
     def report(self) -> dict[str, object]:
         """Return the protocol's `ModelStatistics` but for name and version."""
-        times = self._times.report()
-        count = times["compute_infer"]["count"]
+        sizes = sorted(self._sizes.items())
+        total = _sum([*(times for _, times in sizes), self._others])
         nothing = _duration(0, 0)
+        spent_ns = total.queue_ns + total.input_ns + total.infer_ns + total.output_ns
         return {
             "last_inference": int(self._last_s * 1000),
-            "inference_count": self._rows,
-            "execution_count": count,
+            "inference_count": total.rows,
+            "execution_count": total.count,
             "inference_stats": {
-                "success": _duration(count, self._total_ns),
+                "success": _duration(total.count, spent_ns),
                 "fail": _duration(self._failed, self._failed_ns),
-                "queue": _duration(count, self._queue_ns),
-                **times,
+                "queue": _duration(total.count, total.queue_ns),
+                **total.computed(),
                 "cache_hit": nothing,
                 "cache_miss": nothing,
             },
             "response_stats": {},
-            "batch_stats": [
-                {"batch_size": rows, **size.report()} for rows, size in sorted(self._sizes.items())
-            ],
+            "batch_stats": [{"batch_size": rows, **times.computed()} for rows, times in sizes],
             "memory_usage": [],
         }
+
+    def _of_new_size(self, rows: int) -> _Times:
+        if len(self._sizes) >= _MOST_SIZES:
+            return self._others
+        times = self._sizes[rows] = _Times()
+        return times
+
+
+def _sum(parts: Iterable[_Times]) -> _Times:
+    total = _Times()
+    for part in parts:
+        for name in _Times.__slots__:
+            setattr(total, name, getattr(total, name) + getattr(part, name))
+    return total
 
 
 def _duration(count: int, ns: int) -> dict[str, int]:
