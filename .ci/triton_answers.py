@@ -18,13 +18,15 @@ sys.path.insert(0, str(ROOT))
 def main() -> None:
     """Start Triton, ask, write."""
     from tests.corpus import corpus_folder
-    from tests.daemon.test_differential import RECORDED, RECORDED_COUNT, record
+    from tests.daemon import test_differential, test_differential_grpc
     from tests.daemon.triton_server import made_environment
 
     environment = made_environment(corpus_folder())
-    with tempfile.TemporaryDirectory() as folder:
-        record(environment, Path(folder))
-    print(f"wrote {RECORDED.relative_to(ROOT)}: {RECORDED_COUNT} answers, {RECORDED.stat().st_size} bytes")
+    for module in (test_differential, test_differential_grpc):
+        with tempfile.TemporaryDirectory() as folder:
+            module.record(environment, Path(folder))
+        size = module.RECORDED.stat().st_size
+        print(f"wrote {module.RECORDED.name}: {module.RECORDED_COUNT} answers, {size} bytes")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import http.client
 import json
 import math
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["MODELS", "Answered", "Asked", "Tensor", "ask", "requests"]
+__all__ = ["MODELS", "Answered", "Asked", "Tensor", "ask", "digest", "packed", "requests", "value"]
 
 
 class Tensor(NamedTuple):
@@ -130,6 +131,16 @@ def requests(seed: int, count: int) -> Iterator[Asked]:
             yield draw.choice(_CONTROLS)(draw)
 
 
+def digest(asked: Asked) -> str:
+    """Return a few letters that change with the request, but not with the zlib that has compressed it."""
+    body = b"".join(asked.pieces)
+    if asked.kind != "a damaged encoding":
+        how = asked.headers.get("Content-Encoding")
+        body = gzip.decompress(body) if how == "gzip" else zlib.decompress(body) if how == "deflate" else body
+    text = repr((asked.kind, asked.method, asked.path, sorted(asked.headers.items()), asked.chunked, body))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 class _Valid:
     """A valid inference request, in parts that may be broken before it is put together."""
 
@@ -152,10 +163,10 @@ class _Valid:
         self._wish()
 
     def _add(self, tensor: Tensor, shape: list[int]) -> None:
-        values = [_value(self.draw, tensor.wire) for _ in range(math.prod(shape))]
+        values = [value(self.draw, tensor.wire) for _ in range(math.prod(shape))]
         made: dict[str, Any] = {"name": tensor.name, "shape": shape, "datatype": tensor.wire}
         if tensor.wire == "FP16" or self.draw.random() < 0.5:
-            data = _packed(tensor.wire, values)
+            data = packed(tensor.wire, values)
             made["parameters"] = {"binary_data_size": len(data)}
             self.binary.append(data)
         else:
@@ -199,12 +210,13 @@ class _Valid:
         if draw.random() < 0.1:
             # Triton refuses binary strings whose length has come in two pieces
             strings = not encoding and any(tensor.wire == "BYTES" for tensor in self.inputs)
-            at = 0 if strings else draw.randrange(len(body) + 1)
+            # by a share of its length: what compression makes of a body differs from zlib to zlib
+            at = int((0 if strings else draw.random()) * len(body))
             return Asked(kind, "POST", path, headers, (body[:at], body[at:]), chunked=True)
         return Asked(kind, "POST", path, headers, (body,))
 
 
-def _value(draw: random.Random, wire: str) -> Any:
+def value(draw: random.Random, wire: str) -> Any:
     if wire == "BOOL":
         return draw.random() < 0.5
     if wire in _RANGES:
@@ -216,7 +228,7 @@ def _value(draw: random.Random, wire: str) -> Any:
     return draw.randint(-1000, 1000) / 2
 
 
-def _packed(wire: str, values: list[Any]) -> bytes:
+def packed(wire: str, values: list[Any]) -> bytes:
     if wire == "BYTES":
         texts = [value.encode() for value in values]
         return b"".join(struct.pack("<I", len(text)) + text for text in texts)
@@ -235,7 +247,7 @@ def _raw(draw: random.Random) -> Asked:
     wire = draw.choice(("fixed", "affine", "echo-int64", "echo-fp32", "echo-bool", "echo-uint8"))
     ((tensor,), _, _) = MODELS[wire]
     size = math.prod(abs(size) for size in tensor.shape) * draw.choice((1, 1, 1, 2, 3))
-    data = _packed(tensor.wire, [_value(draw, tensor.wire) for _ in range(size)])
+    data = packed(tensor.wire, [value(draw, tensor.wire) for _ in range(size)])
     if draw.random() < 0.2 and len(data) > 1:
         data = data[:-1]
     headers = {"Inference-Header-Content-Length": "0"}
@@ -251,7 +263,7 @@ def _with_data(valid: _Valid) -> dict[str, Any]:
     if "data" not in tensor:
         shape = tensor["shape"]
         tensor.pop("parameters", None)
-        tensor["data"] = [_value(valid.draw, tensor["datatype"]) for _ in range(math.prod(shape))]
+        tensor["data"] = [value(valid.draw, tensor["datatype"]) for _ in range(math.prod(shape))]
         valid.binary.pop(0)
     return tensor
 
@@ -261,8 +273,8 @@ def _with_binary(valid: _Valid) -> dict[str, Any]:
     tensor = valid.tensors[0]
     if "data" in tensor:
         del tensor["data"]
-        values = [_value(valid.draw, tensor["datatype"]) for _ in range(math.prod(tensor["shape"]))]
-        data = _packed(tensor["datatype"], values)
+        values = [value(valid.draw, tensor["datatype"]) for _ in range(math.prod(tensor["shape"]))]
+        data = packed(tensor["datatype"], values)
         valid.binary.insert(0, data)
         tensor["parameters"] = {"binary_data_size": len(data)}
     return tensor
@@ -399,7 +411,7 @@ def _few_elements(valid: _Valid) -> Asked:
 
 def _many_elements(valid: _Valid) -> Asked:
     tensor = _with_data(valid)
-    tensor["data"] = [*_flat(tensor["data"]), _value(valid.draw, tensor["datatype"])]
+    tensor["data"] = [*_flat(tensor["data"]), value(valid.draw, tensor["datatype"])]
     return valid.asked("an element too many")
 
 
@@ -490,7 +502,7 @@ def _further_binary(valid: _Valid) -> Asked:
 
 def _data_and_binary(valid: _Valid) -> Asked:
     tensor = _with_binary(valid)
-    tensor["data"] = [_value(valid.draw, tensor["datatype"]) for _ in range(math.prod(tensor["shape"]))]
+    tensor["data"] = [value(valid.draw, tensor["datatype"]) for _ in range(math.prod(tensor["shape"]))]
     return valid.asked("data in JSON and in binary")
 
 
@@ -574,7 +586,8 @@ def _huge_version(valid: _Valid) -> Asked:
 
 def _unknown_encoding(valid: _Valid) -> Asked:
     asked = valid.asked("an unknown encoding")
-    return asked._replace(headers={**asked.headers, "Content-Encoding": "br"})
+    headers = {**asked.headers, "Content-Encoding": "br"}
+    return asked._replace(headers=headers, pieces=(b"whatever",), chunked=False)
 
 
 def _damaged_encoding(valid: _Valid) -> Asked:

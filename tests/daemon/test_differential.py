@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import http.client
 import json
 import math
@@ -28,7 +27,7 @@ from edgekit.daemon.codec import DATATYPES
 from edgekit.model import Model
 from edgekit.tensors import TensorSpec
 from tests.corpus import corpus_folder
-from tests.daemon.differential import MODELS, Answered, Asked, Tensor, ask, requests
+from tests.daemon.differential import MODELS, Answered, Asked, Tensor, ask, digest, requests
 from tests.daemon.serving import PLAIN, Running, model_of
 from tests.daemon.triton_server import made_environment, triton
 
@@ -56,10 +55,16 @@ class Difference(NamedTuple):
 Rules = Mapping[tuple[str, int, int], Difference]
 
 
+def listed(section: str) -> list[dict[str, Any]]:
+    """Return the rows of one section of the list of differences."""
+    rows: list[dict[str, Any]] = tomllib.loads(TABLE.read_text(encoding="utf-8"))[section]
+    return rows
+
+
 def rules() -> Rules:
     """Read the list: (kind, Triton's status, ours) to what it says."""
     made: dict[tuple[str, int, int], Difference] = {}
-    for row in tomllib.loads(TABLE.read_text(encoding="utf-8"))["difference"]:
+    for row in listed("difference"):
         for kind in row["kinds"]:
             key = (kind, row["triton"], row["ours"])
             assert key not in made, key
@@ -179,11 +184,6 @@ def ours(folder: Path) -> Iterator[http.client.HTTPConnection]:
         closing(http.client.HTTPConnection(*running.address, timeout=30)) as connection,
     ):
         yield connection
-
-
-def digest(asked: Asked) -> str:
-    """Return a few letters that change with the request."""
-    return hashlib.sha256(repr(asked).encode()).hexdigest()[:8]
 
 
 def record(environment: Path, folder: Path) -> None:
