@@ -17,7 +17,6 @@ __all__ = ["Catalog"]
 _EXTENSIONS = (
     "binary_tensor_data",
     "classification",
-    "parameters",
     "statistics",
     "model_configuration",
     "model_repository",

@@ -390,3 +390,22 @@ def _is_ready(path: Path) -> bool:
             return False
         client.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: e\r\n\r\n")
         return client.recv(12) == b"HTTP/1.1 200"
+
+
+def test_grpc_is_served_beside_http(serve: Callable[..., Served], bundle: Path) -> None:
+    grpc = pytest.importorskip("grpc")
+    from edgekit.daemon.grpc_schema import INFERENCE, message_class
+
+    served = serve(bundle, "--grpc", "127.0.0.1:0").wait_ready()
+    (address,) = [line.rpartition("/")[2] for line in served.said.splitlines() if "grpc://" in line]
+    with grpc.insecure_channel(address) as channel:
+        answer = channel.unary_unary(f"/{INFERENCE}/ServerReady")(b"", timeout=20)
+    assert message_class("inference.ServerReadyResponse").FromString(answer).ready
+    assert served.end(signal.SIGTERM)[0] == 0
+
+
+def test_shared_memory_with_the_network_is_refused(serve: Callable[..., Served], bundle: Path) -> None:
+    served = serve(bundle, "--http", "0.0.0.0:0", "--shared-memory", http_port=False)
+    code, errors = served.end()
+    assert code == 2
+    assert "--shared-memory is for clients on this machine: got --http 0.0.0.0" in errors

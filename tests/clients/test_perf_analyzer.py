@@ -13,8 +13,7 @@ from tests.clients.test_triton import CLIENTS_PYTHON, needs_clients
 from tests.daemon.serving import PLAIN, Running, affine, echo
 
 PROGRAM = Path(CLIENTS_PYTHON or "absent").with_name("perf_analyzer")
-pytestmark = [
-    pytest.mark.device,
+pytestmark = [  # in one lane: it is slow, and tritonclient has seen the others
     needs_clients,
     pytest.mark.skipif(platform.machine() != "x86_64", reason="perf_analyzer is built for x86-64 alone"),
     pytest.mark.skipif(

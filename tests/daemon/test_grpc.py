@@ -20,7 +20,7 @@ from edgekit.daemon import grpc_server  # noqa: E402
 from edgekit.daemon.grpc_schema import HEALTH, INFERENCE, METHODS, message_class, messages  # noqa: E402
 from edgekit.daemon.inbound import Limits  # noqa: E402
 from edgekit.errors import MachineError, UnavailableError  # noqa: E402
-from tests.daemon.serving import FAST, PLAIN, Flavour, Running, adder, affine, echo, model_of, slow  # noqa: E402
+from tests.daemon.serving import PLAIN, Flavour, Running, adder, affine, echo, model_of, slow  # noqa: E402
 from tests.daemon.test_extensions import Shelf, stats  # noqa: E402
 from tests.daemon.test_sharedmemory import Segment  # noqa: E402
 
@@ -67,15 +67,6 @@ class Peer:
         with pytest.raises(grpc.RpcError) as refused:
             self.infer(message)
         return refused.value.code().name, refused.value.details()
-
-
-@pytest.fixture(params=[FAST, PLAIN], ids=lambda flavour: flavour.name)
-def flavour(request: pytest.FixtureRequest) -> Flavour:
-    chosen: Flavour = request.param
-    if chosen is FAST:
-        pytest.importorskip("httptools")
-        pytest.importorskip("uvloop")
-    return chosen
 
 
 @pytest.fixture

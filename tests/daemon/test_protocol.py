@@ -64,7 +64,6 @@ def test_metadata_and_health(serving: Serving) -> None:
     extensions = [
         "binary_tensor_data",
         "classification",
-        "parameters",
         "statistics",
         "model_configuration",
         "model_repository",
