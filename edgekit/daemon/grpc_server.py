@@ -111,8 +111,10 @@ class GrpcServer:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._serve())
-        except Exception as error:  # noqa: BLE001  raised again by `start`
+        except Exception as error:  # noqa: BLE001  raised again by `start`, which waits for it
             self._failure = error
+            if self._listening.is_set():
+                _log.exception("gRPC has ended")
         finally:
             self._loop.close()
             self._listening.set()

@@ -32,3 +32,22 @@ def serving(flavour: Flavour, tmp_path: Path) -> Iterator[Callable[..., Running]
             return running.start(wait_ready=wait_ready)
 
         yield start
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start daemons with gRPC, each with a client, that end with the test."""
+    from tests.daemon.grpc_peer import Peer
+
+    peers: list[Peer] = []
+
+    def start(*models: Any, **settings: Any) -> Peer:
+        defaults = {"grpc": ("127.0.0.1", 0), "linger_s": 0.0}
+        running = Running(models, PLAIN, tmp_path, **{**defaults, **settings})
+        peers.append(Peer(running.start()))
+        return peers[-1]
+
+    yield start
+    for one in peers:
+        one.close()
+        one.running.stop()

@@ -1,4 +1,4 @@
-"""Seeded requests, valid and broken, for EdgeKit's daemon and for Triton: the same to the last byte on every run."""
+"""Seeded requests, valid and broken, for EdgeKit's daemon and for Triton: the same on every run and every machine."""
 
 from __future__ import annotations
 
@@ -8,67 +8,13 @@ import http.client
 import json
 import math
 import random
-import struct
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["MODELS", "Answered", "Asked", "Tensor", "ask", "digest", "packed", "requests", "value"]
+from tests.daemon.differential_valid import CODES, MODELS, Asked, Valid, packed, value
 
-
-class Tensor(NamedTuple):
-    """Name, datatype and shape of an input or output; -1 for any size."""
-
-    name: str
-    wire: str
-    shape: tuple[int, ...]
-
-
-#: What both servers serve: inputs, outputs, and numpy expressions for the outputs by the inputs' names.
-MODELS: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...], dict[str, str]]] = {
-    "affine": (
-        (Tensor("x", "FP32", (-1, 4)),),
-        (Tensor("y", "FP32", (-1, 4)), Tensor("total", "FP32", (-1, 1))),
-        {"y": "x * 2 + 1", "total": "x.sum(axis=1, keepdims=True)"},
-    ),
-    "adder": (
-        (Tensor("a", "FP32", (-1, 2)), Tensor("b", "INT64", (-1, 2))),
-        (Tensor("total", "FP64", (-1, 2)),),
-        {"total": "a.astype('float64') + b"},
-    ),
-    "fixed": ((Tensor("x", "INT32", (2, 3)),), (Tensor("y", "INT32", (2, 3)),), {"y": "x"}),
-    **{
-        f"echo-{wire.lower()}": (
-            (Tensor("x", wire, (-1, -1)),),
-            (Tensor("y", wire, (-1, -1)),),
-            {"y": "x"},
-        )
-        for wire in ("BOOL", "UINT8", "INT8", "UINT64", "INT64", "FP16", "FP32", "FP64", "BYTES")
-    },
-}
-_CODES = {
-    "BOOL": "?", "UINT8": "B", "INT8": "b", "INT32": "i", "UINT64": "Q", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
-}  # fmt: skip
-_RANGES = {
-    "UINT8": (0, 255), "INT8": (-128, 127), "INT32": (-(2**31), 2**31 - 1), "UINT64": (0, 2**64 - 1),
-    "INT64": (-(2**63), 2**63 - 1),
-}  # fmt: skip
-
-
-class Asked(NamedTuple):
-    """One request.
-
-    Attributes:
-        kind: What it tries; deliberate differences are listed by it.
-        pieces: The body, in the chunks that it is sent in; one for a body with a Content-Length.
-    """
-
-    kind: str
-    method: str
-    path: str
-    headers: dict[str, str]
-    pieces: tuple[bytes, ...]
-    chunked: bool = False
+__all__ = ["Answered", "ask", "digest", "requests"]
 
 
 class Answered(NamedTuple):
@@ -90,8 +36,8 @@ class Answered(NamedTuple):
 def ask(connection: http.client.HTTPConnection, asked: Asked) -> Answered:
     """Send a request and read the answer."""
     connection.putrequest(asked.method, asked.path, skip_accept_encoding=True)
-    for name, value in asked.headers.items():
-        connection.putheader(name, value)
+    for name, text in asked.headers.items():
+        connection.putheader(name, text)
     if asked.chunked:
         connection.putheader("Transfer-Encoding", "chunked")
     elif asked.method == "POST" or asked.pieces:
@@ -124,9 +70,9 @@ def requests(seed: int, count: int) -> Iterator[Asked]:
     for _ in range(count):
         kind = draw.random()
         if kind < 0.4:
-            yield _Valid(draw).asked("valid")
+            yield Valid(draw).asked("valid")
         elif kind < 0.9:
-            yield draw.choice(_BREAKS)(_Valid(draw))
+            yield draw.choice(_BREAKS)(Valid(draw))
         else:
             yield draw.choice(_CONTROLS)(draw)
 
@@ -139,107 +85,6 @@ def digest(asked: Asked) -> str:
         body = gzip.decompress(body) if how == "gzip" else zlib.decompress(body) if how == "deflate" else body
     text = repr((asked.kind, asked.method, asked.path, sorted(asked.headers.items()), asked.chunked, body))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-class _Valid:
-    """A valid inference request, in parts that may be broken before it is put together."""
-
-    def __init__(self, draw: random.Random, model: str = "") -> None:
-        self.draw = draw
-        self.model = model or draw.choice(tuple(MODELS))
-        self.inputs, self.outputs, _ = MODELS[self.model]
-        self.version = draw.choice(("", "", "", "/versions/1"))
-        rows, columns = draw.choice((1, 1, 2, 3)), draw.choice((1, 2, 5))
-        free = {0: rows, 1: columns}
-        self.tensors: list[dict[str, Any]] = []
-        self.binary: list[bytes] = []
-        for tensor in self.inputs:
-            shape = [free[axis] if size == -1 else size for axis, size in enumerate(tensor.shape)]
-            self._add(tensor, shape)
-        self.message: dict[str, Any] = {"inputs": self.tensors}
-        self.headers: dict[str, str] = {}
-        self.tail = b""
-        self.header_length: int | None = None
-        self._wish()
-
-    def _add(self, tensor: Tensor, shape: list[int]) -> None:
-        values = [value(self.draw, tensor.wire) for _ in range(math.prod(shape))]
-        made: dict[str, Any] = {"name": tensor.name, "shape": shape, "datatype": tensor.wire}
-        if tensor.wire == "FP16" or self.draw.random() < 0.5:
-            data = packed(tensor.wire, values)
-            made["parameters"] = {"binary_data_size": len(data)}
-            self.binary.append(data)
-        else:
-            made["data"] = values if self.draw.random() < 0.5 else _nested(values, shape)
-        self.tensors.append(made)
-
-    def _wish(self) -> None:
-        """Ask for outputs, an id, parameters."""
-        draw = self.draw
-        halves = any(tensor.wire == "FP16" for tensor in self.outputs)
-        if draw.random() < 0.4:
-            self.message["id"] = draw.choice(("7", "é\u2028", 'a"b\\c', "x" * 200))
-        if halves or draw.random() < 0.4:
-            self.message["parameters"] = {"binary_data_output": halves or draw.random() < 0.7}
-        if draw.random() < 0.4:
-            wanted = draw.sample(self.outputs, draw.randint(1, len(self.outputs)))
-            self.message["outputs"] = [{"name": tensor.name} for tensor in wanted]
-            all_binary = self.message.get("parameters", {}).get("binary_data_output", False)
-            for output in self.message["outputs"]:
-                if halves or all_binary or draw.random() < 0.5:
-                    output["parameters"] = {"binary_data": halves or draw.random() < 0.5}
-        if draw.random() < 0.15:
-            self.message.setdefault("parameters", {}).update({"mine": "x", "other": 5, "flag": True})
-
-    def asked(self, kind: str, text: bytes | None = None) -> Asked:
-        """Put it together."""
-        draw = self.draw
-        if text is None:
-            text = json.dumps(self.message, ensure_ascii=draw.random() < 0.5).encode()
-        body = text + b"".join(self.binary) + self.tail
-        headers = dict(self.headers)
-        if self.header_length is not None:
-            headers["Inference-Header-Content-Length"] = str(self.header_length)
-        elif self.binary or self.tail or draw.random() < 0.1:
-            headers["Inference-Header-Content-Length"] = str(len(text))
-        encoding = draw.choice(("",) * 8 + ("gzip", "deflate"))
-        if encoding:
-            headers["Content-Encoding"] = encoding
-            body = gzip.compress(body, 1, mtime=0) if encoding == "gzip" else zlib.compress(body, 1)
-        path = f"/v2/models/{self.model}{self.version}/infer"
-        if draw.random() < 0.1:
-            # Triton refuses binary strings whose length has come in two pieces
-            strings = not encoding and any(tensor.wire == "BYTES" for tensor in self.inputs)
-            # by a share of its length: what compression makes of a body differs from zlib to zlib
-            at = int((0 if strings else draw.random()) * len(body))
-            return Asked(kind, "POST", path, headers, (body[:at], body[at:]), chunked=True)
-        return Asked(kind, "POST", path, headers, (body,))
-
-
-def value(draw: random.Random, wire: str) -> Any:
-    if wire == "BOOL":
-        return draw.random() < 0.5
-    if wire in _RANGES:
-        low, high = _RANGES[wire]
-        return draw.choice((low, high, draw.randint(0, 100)))
-    if wire == "BYTES":
-        return draw.choice(("", "a", "é", "\u2028x", "longer " * 9, '"\\'))
-    # halves of small numbers: exact in every float, and in their sums
-    return draw.randint(-1000, 1000) / 2
-
-
-def packed(wire: str, values: list[Any]) -> bytes:
-    if wire == "BYTES":
-        texts = [value.encode() for value in values]
-        return b"".join(struct.pack("<I", len(text)) + text for text in texts)
-    return struct.pack(f"<{len(values)}{_CODES[wire]}", *values)
-
-
-def _nested(values: list[Any], shape: list[int]) -> Any:
-    if len(shape) <= 1:
-        return values
-    step = len(values) // shape[0]
-    return [_nested(values[at : at + step], shape[1:]) for at in range(0, len(values), step)]
 
 
 def _raw(draw: random.Random) -> Asked:
@@ -257,7 +102,7 @@ def _raw(draw: random.Random) -> Asked:
 # Each breaks one thing, and says which.
 
 
-def _with_data(valid: _Valid) -> dict[str, Any]:
+def _with_data(valid: Valid) -> dict[str, Any]:
     """Return the first tensor, with its data in JSON."""
     tensor = valid.tensors[0]
     if "data" not in tensor:
@@ -268,7 +113,7 @@ def _with_data(valid: _Valid) -> dict[str, Any]:
     return tensor
 
 
-def _with_binary(valid: _Valid) -> dict[str, Any]:
+def _with_binary(valid: Valid) -> dict[str, Any]:
     """Return the first tensor, in binary."""
     tensor = valid.tensors[0]
     if "data" in tensor:
@@ -280,48 +125,48 @@ def _with_binary(valid: _Valid) -> dict[str, Any]:
     return tensor
 
 
-def _not_json(valid: _Valid) -> Asked:
+def _not_json(valid: Valid) -> Asked:
     text = json.dumps(valid.message).encode()
     at = valid.draw.randrange(1, len(text))
     return valid.asked("malformed JSON", text[:at])
 
 
-def _no_object(valid: _Valid) -> Asked:
+def _no_object(valid: Valid) -> Asked:
     valid.binary.clear()
     return valid.asked("JSON that is no request", valid.draw.choice((b"[]", b"1", b'"x"', b"null", b"true")))
 
 
-def _empty(valid: _Valid) -> Asked:
+def _empty(valid: Valid) -> Asked:
     valid.binary.clear()
     return valid.asked("no body", b"")._replace(headers={}, pieces=(), chunked=False)
 
 
-def _field_of_another_type(valid: _Valid) -> Asked:
+def _field_of_another_type(valid: Valid) -> Asked:
     draw = valid.draw
     key = draw.choice(("inputs", "outputs", "parameters"))
     valid.message[key] = draw.choice((1, "x", True))
     return valid.asked(f"{key} of another type")
 
 
-def _id_of_another_type(valid: _Valid) -> Asked:
+def _id_of_another_type(valid: Valid) -> Asked:
     valid.message["id"] = valid.draw.choice((1, True, [], {}))
     return valid.asked("id of another type")
 
 
-def _without(key: str) -> Callable[[_Valid], Asked]:
-    def without(valid: _Valid) -> Asked:
+def _without(key: str) -> Callable[[Valid], Asked]:
+    def without(valid: Valid) -> Asked:
         del valid.tensors[0][key]
         return valid.asked(f"an input without {key}")
 
     return without
 
 
-def _no_data(valid: _Valid) -> Asked:
+def _no_data(valid: Valid) -> Asked:
     del _with_data(valid)["data"]
     return valid.asked("an input without data")
 
 
-def _no_inputs(valid: _Valid) -> Asked:
+def _no_inputs(valid: Valid) -> Asked:
     valid.binary.clear()
     if valid.draw.random() < 0.5:
         del valid.message["inputs"]
@@ -330,48 +175,48 @@ def _no_inputs(valid: _Valid) -> Asked:
     return valid.asked("an empty list of inputs")
 
 
-def _unknown_input(valid: _Valid) -> Asked:
+def _unknown_input(valid: Valid) -> Asked:
     valid.tensors[0]["name"] = valid.draw.choice(("nope", "", "X"))
     return valid.asked("an unknown input")
 
 
-def _further_input(valid: _Valid) -> Asked:
+def _further_input(valid: Valid) -> Asked:
     valid.tensors.append({"name": "further", "shape": [1], "datatype": "FP32", "data": [1]})
     return valid.asked("an input too many")
 
 
-def _input_twice(valid: _Valid) -> Asked:
+def _input_twice(valid: Valid) -> Asked:
     tensor = _with_data(valid)
     valid.tensors.append(dict(tensor))
     return valid.asked("an input twice")
 
 
-def _other_datatype(valid: _Valid) -> Asked:
+def _other_datatype(valid: Valid) -> Asked:
     tensor = valid.tensors[0]
-    others = sorted({*_CODES, "BYTES", "BF16"} - {tensor["datatype"], "FP16"})
+    others = sorted({*CODES, "BYTES", "BF16"} - {tensor["datatype"], "FP16"})
     tensor["datatype"] = valid.draw.choice(others)
     return valid.asked("another datatype")
 
 
-def _no_datatype(valid: _Valid) -> Asked:
+def _no_datatype(valid: Valid) -> Asked:
     valid.tensors[0]["datatype"] = valid.draw.choice(("fp32", "", "FLOAT", "INT128"))
     return valid.asked("no such datatype")
 
 
-def _more_axes(valid: _Valid) -> Asked:
+def _more_axes(valid: Valid) -> Asked:
     tensor = valid.tensors[0]
     tensor["shape"] = [*tensor["shape"], 1]
     return valid.asked("an axis too many")
 
 
-def _fewer_axes(valid: _Valid) -> Asked:
+def _fewer_axes(valid: Valid) -> Asked:
     tensor = valid.tensors[0]
     tensor["shape"] = [math.prod(tensor["shape"])]
     return valid.asked("an axis too few")
 
 
-def _fixed_axis(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, valid.draw.choice(("affine", "fixed")))
+def _fixed_axis(valid: Valid) -> Asked:
+    made = Valid(valid.draw, valid.draw.choice(("affine", "fixed")))
     tensor = _with_data(made)
     rows, columns = tensor["shape"]
     tensor["shape"] = [rows, columns + 1]
@@ -379,55 +224,55 @@ def _fixed_axis(valid: _Valid) -> Asked:
     return made.asked("a fixed axis of another size")
 
 
-def _negative(valid: _Valid) -> Asked:
+def _negative(valid: Valid) -> Asked:
     tensor = _with_data(valid)
     tensor["shape"] = [-1, *tensor["shape"][1:]]
     return valid.asked("a negative axis")
 
 
-def _zero(valid: _Valid) -> Asked:
+def _zero(valid: Valid) -> Asked:
     tensor = _with_data(valid)
     tensor["shape"], tensor["data"] = [0, *tensor["shape"][1:]], []
     return valid.asked("an axis of nothing")
 
 
-def _odd_shape(valid: _Valid) -> Asked:
+def _odd_shape(valid: Valid) -> Asked:
     tensor = valid.tensors[0]
     tensor["shape"] = valid.draw.choice((1, "x", [1.5, 4], ["1", 4], None))
     return valid.asked("a shape of another type")
 
 
-def _huge_shape(valid: _Valid) -> Asked:
+def _huge_shape(valid: Valid) -> Asked:
     _with_data(valid)["shape"] = valid.draw.choice(([2**62, 4], [2**31, 2**31], [2**40, 2**40]))
     return valid.asked("a shape beyond all memory")
 
 
-def _few_elements(valid: _Valid) -> Asked:
+def _few_elements(valid: Valid) -> Asked:
     tensor = _with_data(valid)
     flat = _flat(tensor["data"])
     tensor["data"] = flat[:-1]
     return valid.asked("an element too few")
 
 
-def _many_elements(valid: _Valid) -> Asked:
+def _many_elements(valid: Valid) -> Asked:
     tensor = _with_data(valid)
     tensor["data"] = [*_flat(tensor["data"]), value(valid.draw, tensor["datatype"])]
     return valid.asked("an element too many")
 
 
-def _other_nesting(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, "affine")
+def _other_nesting(valid: Valid) -> Asked:
+    made = Valid(valid.draw, "affine")
     tensor = _with_data(made)
     tensor["data"] = [[value] for value in _flat(tensor["data"])]
     return made.asked("another nesting")
 
 
-def _no_list(valid: _Valid) -> Asked:
+def _no_list(valid: Valid) -> Asked:
     _with_data(valid)["data"] = valid.draw.choice((1, "x", None, {}))
     return valid.asked("data that is no list")
 
 
-def _odd_element(valid: _Valid) -> Asked:
+def _odd_element(valid: Valid) -> Asked:
     tensor = _with_data(valid)
     flat = _flat(tensor["data"])
     flat[-1] = {"BYTES": 5, "BOOL": "true"}.get(tensor["datatype"], "5")
@@ -435,79 +280,79 @@ def _odd_element(valid: _Valid) -> Asked:
     return valid.asked("an element of another type")
 
 
-def _null_element(valid: _Valid) -> Asked:
+def _null_element(valid: Valid) -> Asked:
     tensor = _with_data(valid)
     tensor["data"] = [*_flat(tensor["data"])[:-1], None]
     return valid.asked("a null among the data")
 
 
-def _out_of_range(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, valid.draw.choice(("echo-uint8", "echo-int8")))
+def _out_of_range(valid: Valid) -> Asked:
+    made = Valid(valid.draw, valid.draw.choice(("echo-uint8", "echo-int8")))
     tensor = _with_data(made)
     tensor["data"] = [*_flat(tensor["data"])[:-1], valid.draw.choice((256, -129, 10**6))]
     return made.asked("a number beyond its datatype")
 
 
-def _fraction(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, valid.draw.choice(("echo-int64", "echo-int8", "fixed")))
+def _fraction(valid: Valid) -> Asked:
+    made = Valid(valid.draw, valid.draw.choice(("echo-int64", "echo-int8", "fixed")))
     tensor = _with_data(made)
     tensor["data"] = [*_flat(tensor["data"])[:-1], 1.5]
     return made.asked("a fraction for an integer")
 
 
-def _nonfinite(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, valid.draw.choice(("echo-fp32", "echo-fp64", "affine")))
+def _nonfinite(valid: Valid) -> Asked:
+    made = Valid(valid.draw, valid.draw.choice(("echo-fp32", "echo-fp64", "affine")))
     tensor = _with_data(made)
     tensor["data"] = [*_flat(tensor["data"])[:-1], valid.draw.choice((math.nan, math.inf, -math.inf))]
     return made.asked("NaN and infinity")
 
 
-def _half_in_json(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, "echo-fp16")
+def _half_in_json(valid: Valid) -> Asked:
+    made = Valid(valid.draw, "echo-fp16")
     _with_data(made)
     return made.asked("half precision in JSON")
 
 
-def _half_out_json(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, "echo-fp16")
+def _half_out_json(valid: Valid) -> Asked:
+    made = Valid(valid.draw, "echo-fp16")
     made.message.pop("parameters", None)
     made.message.pop("outputs", None)
     return made.asked("half precision asked for in JSON")
 
 
-def _binary_size(valid: _Valid) -> Asked:
+def _binary_size(valid: Valid) -> Asked:
     tensor = _with_binary(valid)
     size = tensor["parameters"]["binary_data_size"]
     tensor["parameters"]["binary_data_size"] = max(0, size + valid.draw.choice((-1, 1, 100)))
     return valid.asked("a binary size that does not fit")
 
 
-def _odd_binary_size(valid: _Valid) -> Asked:
+def _odd_binary_size(valid: Valid) -> Asked:
     _with_binary(valid)["parameters"]["binary_data_size"] = valid.draw.choice((-1, "4", 1.5, None))
     return valid.asked("a binary size of another type")
 
 
-def _cut_binary(valid: _Valid) -> Asked:
+def _cut_binary(valid: Valid) -> Asked:
     _with_binary(valid)
     cut = b"".join(valid.binary)
     valid.binary[:] = [cut[:-1]]
     return valid.asked("binary data cut off")
 
 
-def _further_binary(valid: _Valid) -> Asked:
+def _further_binary(valid: Valid) -> Asked:
     _with_binary(valid)
     valid.tail = b"abc"
     return valid.asked("binary data too long")
 
 
-def _data_and_binary(valid: _Valid) -> Asked:
+def _data_and_binary(valid: Valid) -> Asked:
     tensor = _with_binary(valid)
     tensor["data"] = [value(valid.draw, tensor["datatype"]) for _ in range(math.prod(tensor["shape"]))]
     return valid.asked("data in JSON and in binary")
 
 
-def _broken_strings(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, "echo-bytes")
+def _broken_strings(valid: Valid) -> Asked:
+    made = Valid(valid.draw, "echo-bytes")
     tensor = _with_binary(made)
     size = len(made.binary[0])
     made.binary[0] = b"\xff" * size
@@ -515,130 +360,130 @@ def _broken_strings(valid: _Valid) -> Asked:
     return made.asked("strings whose lengths do not add up")
 
 
-def _header_length(valid: _Valid) -> Asked:
+def _header_length(valid: Valid) -> Asked:
     valid.header_length = valid.draw.choice((-1, 10**6, 2**31 + 5))
     return valid.asked("a header length beyond the body")
 
 
-def _header_cuts(valid: _Valid) -> Asked:
+def _header_cuts(valid: Valid) -> Asked:
     valid.header_length = 5
     return valid.asked("a header length within the JSON")
 
 
-def _unknown_output(valid: _Valid) -> Asked:
+def _unknown_output(valid: Valid) -> Asked:
     valid.message["outputs"] = [{"name": valid.draw.choice(("nope", "", "Y"))}]
     return valid.asked("an unknown output")
 
 
-def _output_twice(valid: _Valid) -> Asked:
+def _output_twice(valid: Valid) -> Asked:
     name = valid.outputs[0].name
     valid.message["outputs"] = [{"name": name}, {"name": name}]
     return valid.asked("an output twice")
 
 
-def _nameless_output(valid: _Valid) -> Asked:
+def _nameless_output(valid: Valid) -> Asked:
     valid.message["outputs"] = [{}]
     return valid.asked("an output without a name")
 
 
-def _odd_wish(valid: _Valid) -> Asked:
+def _odd_wish(valid: Valid) -> Asked:
     name = valid.outputs[0].name
     valid.message["outputs"] = [{"name": name, "parameters": {"binary_data": "yes"}}]
     return valid.asked("binary_data of another type")
 
 
-def _odd_wish_for_all(valid: _Valid) -> Asked:
+def _odd_wish_for_all(valid: Valid) -> Asked:
     valid.message["parameters"] = {"binary_data_output": valid.draw.choice(("yes", 1))}
     return valid.asked("binary_data_output of another type")
 
 
-def _empty_outputs(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, valid.draw.choice(("affine", "adder", "echo-int64")))
+def _empty_outputs(valid: Valid) -> Asked:
+    made = Valid(valid.draw, valid.draw.choice(("affine", "adder", "echo-int64")))
     made.message["outputs"] = []
     return made.asked("an empty list of outputs")
 
 
-def _unknown_fields(valid: _Valid) -> Asked:
+def _unknown_fields(valid: Valid) -> Asked:
     valid.message["whatever"] = {"deep": [1, {"er": None}]}
     valid.tensors[0]["whatever"] = 1
     return valid.asked("fields that nobody knows")
 
 
-def _unknown_model(valid: _Valid) -> Asked:
+def _unknown_model(valid: Valid) -> Asked:
     valid.model = valid.draw.choice(("nope", "affine2", "..", "%2e%2e", "a%2Fb", "%00"))
     return valid.asked("an unknown model")
 
 
-def _unknown_version(valid: _Valid) -> Asked:
+def _unknown_version(valid: Valid) -> Asked:
     valid.version = valid.draw.choice(("/versions/2", "/versions/0", "/versions/999"))
     return valid.asked("an unknown version")
 
 
-def _odd_version(valid: _Valid) -> Asked:
+def _odd_version(valid: Valid) -> Asked:
     valid.version = valid.draw.choice(("/versions/x", "/versions/", "/versions/1.0", "/versions/-1"))
     return valid.asked("a version that is no number")
 
 
-def _huge_version(valid: _Valid) -> Asked:
+def _huge_version(valid: Valid) -> Asked:
     valid.version = "/versions/99999999999999999999"
     return valid.asked("a version beyond all numbers")
 
 
-def _unknown_encoding(valid: _Valid) -> Asked:
+def _unknown_encoding(valid: Valid) -> Asked:
     asked = valid.asked("an unknown encoding")
     headers = {**asked.headers, "Content-Encoding": "br"}
     return asked._replace(headers=headers, pieces=(b"whatever",), chunked=False)
 
 
-def _damaged_encoding(valid: _Valid) -> Asked:
+def _damaged_encoding(valid: Valid) -> Asked:
     valid.headers = {}
     asked = valid.asked("a damaged encoding")
     headers = {**asked.headers, "Content-Encoding": valid.draw.choice(("gzip", "deflate"))}
     return asked._replace(headers=headers, pieces=(b"\x00nonsense",), chunked=False)
 
 
-def _deep(valid: _Valid) -> Asked:
+def _deep(valid: Valid) -> Asked:
     _with_data(valid)
     text = json.dumps(valid.message).encode()
     deep = b"[" * 90 + b"]" * 90
     return valid.asked("JSON that is deep", b'{"whatever": %b, ' % deep + text[1:])
 
 
-def _query(valid: _Valid) -> Asked:
+def _query(valid: Valid) -> Asked:
     asked = valid.asked("a query behind the path")
     return asked._replace(path=f"{asked.path}?a=b&c")
 
 
-def _get_infer(valid: _Valid) -> Asked:
+def _get_infer(valid: Valid) -> Asked:
     return Asked("another method", valid.draw.choice(("GET", "PUT", "DELETE")), f"/v2/models/{valid.model}/infer", {}, ())  # fmt: skip
 
 
-def _binary_for_all_by_name(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, valid.draw.choice(("affine", "adder", "fixed")))
+def _binary_for_all_by_name(valid: Valid) -> Asked:
+    made = Valid(valid.draw, valid.draw.choice(("affine", "adder", "fixed")))
     made.message["parameters"] = {"binary_data_output": True}
     made.message["outputs"] = [{"name": made.outputs[0].name}]
     return made.asked("binary for all, outputs by name")
 
 
-def _compressed_reply(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, valid.draw.choice(("affine", "adder", "fixed")))
+def _compressed_reply(valid: Valid) -> Asked:
+    made = Valid(valid.draw, valid.draw.choice(("affine", "adder", "fixed")))
     made.headers["Accept-Encoding"] = valid.draw.choice(
         ("gzip", "deflate", "identity", "gzip;q=0.5, deflate;q=0.1")
     )
     return made.asked("a short reply that may be compressed")
 
 
-def _long_compressed_reply(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, "echo-fp64")
+def _long_compressed_reply(valid: Valid) -> Asked:
+    made = Valid(valid.draw, "echo-fp64")
     made.tensors.clear()
     made.binary.clear()
-    made._add(made.inputs[0], [2, 200])
+    made.add(made.inputs[0], [2, 200])
     made.headers["Accept-Encoding"] = valid.draw.choice(("gzip", "deflate", "identity"))
     return made.asked("a long reply that may be compressed")
 
 
-def _classes(valid: _Valid) -> Asked:
-    made = _Valid(valid.draw, valid.draw.choice(("affine", "echo-fp64", "echo-int64")))
+def _classes(valid: Valid) -> Asked:
+    made = Valid(valid.draw, valid.draw.choice(("affine", "echo-fp64", "echo-int64")))
     name = made.outputs[0].name
     made.message.pop("parameters", None)
     made.message["outputs"] = [{"name": name, "parameters": {"classification": valid.draw.choice((1, 2))}}]
@@ -651,7 +496,7 @@ def _flat(data: Any) -> list[Any]:
     return [leaf for item in data for leaf in _flat(item)]
 
 
-_BREAKS: tuple[Callable[[_Valid], Asked], ...] = (
+_BREAKS: tuple[Callable[[Valid], Asked], ...] = (
     _not_json, _no_object, _empty, _field_of_another_type, _id_of_another_type, _without("name"), _without("shape"),
     _without("datatype"), _no_data, _no_inputs, _unknown_input, _further_input, _input_twice, _other_datatype,
     _no_datatype, _more_axes, _fewer_axes, _fixed_axis, _negative, _zero, _odd_shape, _huge_shape, _few_elements,

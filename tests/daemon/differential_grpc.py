@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from edgekit.daemon.grpc_schema import HEALTH, INFERENCE, message_class
-from tests.daemon.differential import MODELS, Tensor, packed, value
+from tests.daemon.differential_valid import MODELS, Tensor, packed, value
 
 __all__ = ["Called", "Outcome", "call", "calls"]
 

@@ -27,7 +27,8 @@ from edgekit.daemon.codec import DATATYPES
 from edgekit.model import Model
 from edgekit.tensors import TensorSpec
 from tests.corpus import corpus_folder
-from tests.daemon.differential import MODELS, Answered, Asked, Tensor, ask, digest, requests
+from tests.daemon.differential import Answered, ask, digest, requests
+from tests.daemon.differential_valid import MODELS, Asked, Tensor
 from tests.daemon.serving import PLAIN, Running, model_of
 from tests.daemon.triton_server import made_environment, triton
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ grpc = pytest.importorskip("grpc")
 
 from edgekit.daemon.grpc_schema import INFERENCE, METHODS, message_class  # noqa: E402
 from edgekit.daemon.inbound import Limits  # noqa: E402
-from tests.daemon.serving import PLAIN, Running, adder, affine, echo  # noqa: E402
+from tests.daemon.grpc_peer import Peer, numbers, place, raw, request, written  # noqa: E402
+from tests.daemon.serving import adder, affine, echo  # noqa: E402
 from tests.daemon.test_fuzz import MOST_GROWTH_KIB  # noqa: E402
-from tests.daemon.test_grpc import Peer, numbers, place, raw, request, written  # noqa: E402
 from tests.daemon.test_memory import resident_kib  # noqa: E402
 
 pytestmark = [
@@ -25,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # random bits overflow in the tests' own models
 ]
 
+MODELS = (affine, adder, lambda: echo("bytes"))
 FOUR = np.array([[1, 2, 3, 4]], np.float32)
 #: Neither INTERNAL nor UNKNOWN, which would be a bug, nor DEADLINE_EXCEEDED, which would be a hang.
 EXPECTED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "PERMISSION_DENIED", "ALREADY_EXISTS"}
@@ -98,27 +98,16 @@ def mutated(draw: random.Random, data: bytes) -> bytes:
     return bytes(out)
 
 
-@pytest.fixture
-def peer(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
-    made: list[Peer] = []
-
-    def start(**settings: Any) -> Peer:
-        models = [affine(), adder(), echo("bytes")]
-        running = Running(models, PLAIN, tmp_path, grpc=("127.0.0.1", 0), linger_s=0.0, **settings)
-        made.append(Peer(running.start()))
-        return made[-1]
-
-    yield start
-    for one in made:
-        one.close()
-        one.running.stop()
-
-
 @pytest.mark.parametrize(
     "count", [pytest.param(2_500, id="2500"), pytest.param(50_000, id="50000", marks=pytest.mark.soak)]
 )
 def test_mutated_messages(peer: Callable[..., Peer], count: int) -> None:
-    one = peer(shared_memory=True, repository_control=True, limits=Limits(body_bytes=1 << 20))
+    one = peer(
+        *(make() for make in MODELS),
+        shared_memory=True,
+        repository_control=True,
+        limits=Limits(body_bytes=1 << 20),
+    )
     draw, valid = random.Random(count), seeds()
     calls = {name: one.channel.unary_unary(f"/{INFERENCE}/{name}") for name in METHODS}
     answered, resident = 0, 0
@@ -140,7 +129,7 @@ def test_mutated_messages(peer: Callable[..., Peer], count: int) -> None:
 
 
 def test_mutated_messages_in_streams(peer: Callable[..., Peer]) -> None:
-    one = peer(limits=Limits(body_bytes=1 << 20))
+    one = peer(*(make() for make in MODELS), limits=Limits(body_bytes=1 << 20))
     draw, valid = random.Random(3), [data for method, data in seeds() if method == "ModelInfer"]
     stream = one.channel.stream_stream(f"/{INFERENCE}/ModelStreamInfer")
     sent = [mutated(draw, draw.choice(valid)) for _ in range(300)] + [raw(FOUR).SerializeToString()]
@@ -151,7 +140,7 @@ def test_mutated_messages_in_streams(peer: Callable[..., Peer]) -> None:
 
 
 def test_bytes_that_are_no_http2(peer: Callable[..., Peer]) -> None:
-    one = peer()
+    one = peer(*(make() for make in MODELS))
     draw = random.Random(5)
     host, port = one.address.rsplit(":", 1)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

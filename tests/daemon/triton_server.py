@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tests.daemon.differential import MODELS, Tensor
+from tests.daemon.differential_valid import MODELS, Tensor
 
 __all__ = ["ENVIRONMENT", "made_environment", "triton"]
 
