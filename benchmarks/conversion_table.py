@@ -426,12 +426,12 @@ def node_part(nodes: Sequence[Cell]) -> list[str]:
         )
     missed = [r for r in nodes if r["bare"]["verdict"] == "right" and r["edgekit"]["verdict"] != "right"]
     odd = [r for r in nodes if r["edgekit"]["verdict"] != r["expected"]]
-    for title, some in (("Right by the bare runtime only", missed), ("Otherwise than expected", odd)):
-        lines += ["", f"{title}: {len(some)}.", ""] if some else ["", f"{title}: none."]
-        lines += [
-            f"- {r['model']} ({r['format']}): {r['edgekit']['verdict']}. {said(r['edgekit'])}".rstrip()
-            for r in some
-        ]
+    lines += ["", f"Right by the bare runtime only: {len(missed)}. EdgeKit refuses them:", ""]
+    for (cause, format_), count in Counter((r["cause"], r["format"]) for r in missed).most_common():
+        example = next(r["model"] for r in missed if (r["cause"], r["format"]) == (cause, format_))
+        lines.append(f"- {count} to {format_}: {cause or 'not foreseen'} ({example})")
+    lines += ["", f"Otherwise than expected: {len(odd)}."]
+    lines += [f"- {r['model']} ({r['format']}): {r['edgekit']['verdict']}. {said(r['edgekit'])}" for r in odd]
     return lines
 
 

@@ -70,10 +70,9 @@ def test_the_node_tests_are_all_there() -> None:
     for causes in (group["disputed"], group["onnx"]["refused"], group["openvino"]["refused"]):
         assert set(causes) <= names
         assert all(causes.values())
-    assert set(group["onnx"]["refused"]) <= set(
-        group["openvino"]["refused"]
-    )  # it gives the reference answers
-    assert not set(group["onnx"]["refused"]) & set(group["disputed"])
+    # ONNX Runtime gives the reference answers; what its kernels alone spoil may still be right in OpenVINO
+    refused = {n for n, cause in group["onnx"]["refused"].items() if "may saturate" not in cause}
+    assert refused <= set(group["openvino"]["refused"])
 
 
 @pytest.mark.parametrize(
