@@ -62,6 +62,7 @@ class OnnxToOpenVino(Converter):
     ) -> Path:
         """Write one IR, with a batch of one where the target takes fixed shapes only."""
         model = _read(source.path)
+        _part_names(model, source.inputs)
         _keep_inputs(model, source.inputs)
         if recipe.options["static"]:
             model.reshape({spec.name: list(spec.shape) for spec in self.inputs(source, recipe)})
@@ -82,6 +83,27 @@ def _read(path: Path) -> Any:
         except RuntimeError:
             pass  # outside weights, say: what the file's own reading said is the reason
         raise
+
+
+def _part_names(model: Any, inputs: Sequence[TensorSpec]) -> None:
+    """Put something between an input and the output that it is: OpenVINO gives a tensor that is both one name."""
+    from openvino import opset13
+
+    given_names = {node.get_friendly_name(): node.get_friendly_name() for node in model.get_parameters()}
+    if len(given_names) == len(inputs):  # behind an old Dropout the input has the output's name alone
+        given_names = dict(zip(given_names, [spec.name for spec in inputs], strict=True))
+    for result in model.get_results():
+        given = result.input_value(0).get_node()
+        if given.get_type_name() != "Parameter":
+            continue
+        names = result.output(0).get_names()
+        # a shape of the input itself: what is known to do nothing is taken out again, and the names become one
+        same = opset13.reshape(given, opset13.shape_of(given), special_zero=False)
+        own = given_names.get(given.get_friendly_name(), given.get_friendly_name())
+        given.set_friendly_name(own)
+        given.output(0).set_names({own})
+        same.output(0).set_names(names - {own})
+        result.input(0).replace_source_output(same.output(0))
 
 
 def _keep_inputs(model: Any, inputs: Sequence[TensorSpec]) -> None:
