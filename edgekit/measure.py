@@ -1,37 +1,41 @@
 """One measurement in a process of its own: `python -m edgekit.measure`, a job on stdin, JSON lines on stdout.
 
-Its memory is then the model's, and a native library that crashes takes this process only.
+Its memory is then the model's, and a native library that crashes takes this process only. The phases have the same
+names whatever the runtime: import, load (and what of it was compiling), first, warm-up, steady; see docs/profile.md.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import sys
-from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter_ns
 
 import msgspec
 import numpy as np
 
+from edgekit.daemon_cost import DaemonCost, Served, daemon_cost
+from edgekit.endurance import GapLatency, Sustained, probe_gaps, sustain
+from edgekit.engines import compiles, engine_options
 from edgekit.errors import EdgeKitError
-from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
+from edgekit.op_table import OpTable, time_ops
+from edgekit.runtimes import ModelFiles, Runtime, SessionOptions, get_runtime
+from edgekit.sensors import Heat
+from edgekit.stability import Stability, judge_stability
+from edgekit.steady import run_steady, warm_up
 from edgekit.tensors import one_sample, sample_shape, takes_whole
-from edgekit.timing import Conditions, Latency, Stability, is_settled, judge_stability, summarise
+from edgekit.timing import Latency, Slice, slices, summarise
 
 __all__ = ["Failure", "Job", "Message", "Progress", "Sample", "measure"]
 
-#: A block of the warm-up lasts at least this long, so that its median means something for quick models.
-_BLOCK_NS = 20_000_000
 #: The warm-up ends here, settled or not, unless the measurement itself is longer.
 _LEAST_WARM_UP_S = 2.0
-_LEAST_RUNS = 5
-_TICK_NS = 250_000_000
 _MOST_TIMES = 5000
+_MOST_SLICES = 200
 
-Option = str | int | float | bool
+#: Options that name a folder in which a provider keeps what it compiled, and what it calls its files.
+_CACHES = {"CACHE_DIR": "*.blob", "trt_engine_cache_path": "*.engine"}
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -46,6 +50,12 @@ class Job(msgspec.Struct, frozen=True):
         seconds: Length of the steady phase, in seconds.
         governor: CPU frequency governor, for the verdict.
         progress: Whether to tell how far it is.
+        sha256: Of the artifact's file: the key of what is compiled for it.
+        gaps_s: Pauses after which single calls are timed.
+        sustain_s: Length of the sustained run after everything else; 0 for none.
+        top_ops: Rows of the table of operators; 0 for a measurement of latency.
+        served: A daemon that serves the same plan: what it adds is measured, and nothing else.
+        root: Where sensors are looked for.
     """
 
     runtime: str
@@ -56,6 +66,12 @@ class Job(msgspec.Struct, frozen=True):
     seconds: float
     governor: str = ""
     progress: bool = False
+    sha256: str = ""
+    gaps_s: tuple[float, ...] = ()
+    sustain_s: float = 0.0
+    top_ops: int = 0
+    served: Served | None = None
+    root: str = "/"
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -79,7 +95,9 @@ class Sample(msgspec.Struct, frozen=True, tag="sample"):
         version: The runtime's.
         placement: What really ran where.
         import_ms: Importing the runtime's library.
-        load_ms: Opening the artifact.
+        load_ms: Opening the artifact, compiling included.
+        compile_ms: How much of it was compiling; None where the library does both in one call.
+        cache: Whether what was compiled was kept from before: `hit`, `miss`, or `none` where nothing is kept.
         first_ms: The first call.
         warm_up_s: Until the medians of blocks stopped moving, or the limit.
         warm_up_runs: Calls in that time.
@@ -90,14 +108,23 @@ class Sample(msgspec.Struct, frozen=True, tag="sample"):
         before_mib: Memory before the runtime was imported.
         loaded_mib: Memory after the artifact was opened.
         peak_mib: The most that it ever took.
+        pss_mib: After the steady phase, pages shared with other processes divided among them; None where the kernel
+            does not tell.
+        settings: How it ran, in the library's own words.
         stability: Whether to believe it.
+        heat: What the sensors said.
         times_us: Every k-th call's latency in µs, in order, `_MOST_TIMES` at most: what `edgekit compare` draws from.
+        over_time: The steady phase in stretches.
+        idle_gaps: Single calls after pauses.
+        sustained: The run of minutes; None where none was wanted.
     """
 
     version: str
     placement: dict[str, str]
     import_ms: float
     load_ms: float
+    compile_ms: float | None
+    cache: str
     first_ms: float
     warm_up_s: float
     warm_up_runs: int
@@ -108,16 +135,22 @@ class Sample(msgspec.Struct, frozen=True, tag="sample"):
     before_mib: float
     loaded_mib: float
     peak_mib: float
+    pss_mib: float | None
+    settings: dict[str, str]
     stability: Stability
+    heat: Heat
     times_us: list[float]
+    over_time: tuple[Slice, ...]
+    idle_gaps: tuple[GapLatency, ...]
+    sustained: Sustained | None
 
 
-Message = Progress | Failure | Sample
+Message = Progress | Failure | Sample | OpTable | DaemonCost
 Tell = Callable[[str, float], None]
 
 
 def measure(job: Job, tell: Tell) -> Sample:
-    """Load, run once, warm up, then run for the time given.
+    """Load, run once, warm up, then run for the time given; then pauses and the sustained run, where wanted.
 
     Args:
         job: What to measure.
@@ -129,36 +162,84 @@ def measure(job: Job, tell: Tell) -> Sample:
     runtime = get_runtime(job.runtime)
     version = runtime.version()
     imported = perf_counter_ns()
-    session = runtime.load(job.files, job.options)
+    options = _with_engines(job, runtime)
+    kept = set(_kept(options))
+    opening = perf_counter_ns()
+    session = runtime.load(job.files, options)
     loaded = perf_counter_ns()
     loaded_mib = _status_mib("VmRSS")
     try:
+        begin_first = perf_counter_ns()
         session.run(feed)
         first = perf_counter_ns()
-        warm_up_runs, settled = _warm_up(session, feed, max(_LEAST_WARM_UP_S, job.seconds), tell)
+        cache = _cache_state(kept, set(_kept(options)))
+        warm_up_runs, settled = warm_up(session, feed, max(_LEAST_WARM_UP_S, job.seconds), tell)
         warm = perf_counter_ns()
-        durations, wall_s, conditions = _steady(session, feed, job, settled=settled, tell=tell)
-        placement = dict(session.placement)
+        steady = run_steady(
+            session, feed, job.seconds, tell, governor=job.governor, settled=settled, root=job.root
+        )
+        peak_mib, pss_mib = _status_mib("VmHWM"), _pss_mib()
+        gaps = probe_gaps(session, feed, job.gaps_s, tell)
+        sustained = sustain(session, feed, job.sustain_s, tell, root=job.root) if job.sustain_s else None
+        placement, settings = dict(session.placement), session.settings()
     finally:
         session.close()
     return Sample(
         version=version,
         placement=placement,
         import_ms=(imported - begin) / 1e6,
-        load_ms=(loaded - imported) / 1e6,
-        first_ms=(first - loaded) / 1e6,
+        load_ms=(loaded - opening) / 1e6,
+        compile_ms=session.compile_ms,
+        cache=cache,
+        first_ms=(first - begin_first) / 1e6,
         warm_up_s=(warm - first) / 1e9,
         warm_up_runs=warm_up_runs,
         settled=settled,
-        steady_s=wall_s,
-        latency=summarise(durations),
-        throughput_per_s=len(durations) * job.batch / wall_s,
+        steady_s=steady.wall_s,
+        latency=summarise(steady.durations_ns, steady.starts_ns),
+        throughput_per_s=len(steady.durations_ns) * job.batch / steady.wall_s,
         before_mib=before_mib,
         loaded_mib=loaded_mib,
-        peak_mib=_status_mib("VmHWM"),
-        stability=judge_stability(durations, conditions),
-        times_us=_thinned(durations),
+        peak_mib=peak_mib,
+        pss_mib=pss_mib,
+        settings=settings,
+        stability=judge_stability(steady.durations_ns, steady.conditions),
+        heat=steady.heat,
+        times_us=_thinned(steady.durations_ns),
+        over_time=slices(steady.durations_ns, steady.starts_ns, _MOST_SLICES),
+        idle_gaps=gaps,
+        sustained=sustained,
     )
+
+
+def _with_engines(job: Job, runtime: Runtime) -> SessionOptions:
+    """Return the options under which the daemon would open the model: with the engines that are kept for it."""
+    options = job.options
+    if not compiles(options.providers):
+        return options
+    kept = engine_options(
+        job.files, job.sha256, runtime.version(), options.providers, options.extra, root=job.root
+    )
+    return msgspec.structs.replace(options, extra={**kept, **options.extra})
+
+
+def _kept(options: SessionOptions) -> Iterator[tuple[str, int]]:
+    """Yield name and time of change of what the provider has kept."""
+    for option, pattern in _CACHES.items():
+        folder = options.extra.get(option)
+        if folder:
+            yield from ((path.name, path.stat().st_mtime_ns) for path in Path(str(folder)).glob(pattern))
+
+
+def _cache_state(before: set[tuple[str, int]], after: set[tuple[str, int]]) -> str:
+    """Tell whether opening the model compiled anything, by what is kept before and after.
+
+    >>> _cache_state(set(), set()), _cache_state(set(), {("a", 1)}), _cache_state({("a", 1)}, {("a", 1)})
+    ('none', 'miss', 'hit')
+    """
+    if after - before:
+        return "miss"
+    return "hit" if after else "none"
 
 
 def _thinned(durations_ns: np.ndarray) -> list[float]:
@@ -186,88 +267,38 @@ def _feed(job: Job) -> dict[str, np.ndarray]:
     }
 
 
-def _warm_up(
-    session: Session, feed: Mapping[str, np.ndarray], limit_s: float, tell: Tell
-) -> tuple[int, bool]:
-    """Run until the medians of blocks stop moving, or the limit; return the calls and whether they did."""
-    medians: list[float] = []
-    runs, start = 0, perf_counter_ns()
-    while not is_settled(medians):
-        spent_s = (perf_counter_ns() - start) / 1e9
-        if spent_s > limit_s:
-            return runs, False
-        tell("warm-up", spent_s / limit_s)
-        block: list[int] = []
-        until = perf_counter_ns() + _BLOCK_NS
-        now = perf_counter_ns()
-        while now < until:
-            session.run(feed)
-            then = perf_counter_ns()
-            block.append(then - now)
-            now = then
-        medians.append(float(np.median(block)))
-        runs += len(block)
-    return runs, True
-
-
-def _steady(
-    session: Session, feed: Mapping[str, np.ndarray], job: Job, *, settled: bool, tell: Tell
-) -> tuple[np.ndarray, float, Conditions]:
-    """Run for the time given and time each call; return int64 [n] nanoseconds, the wall time and the conditions."""
-    durations = array("q")
-    run, clock = session.run, perf_counter_ns
-    busy_before, stolen_before = _machine_cpu_s()
-    own_before = _own_cpu_s()
-    start = now = tick = clock()
-    end = start + int(job.seconds * 1e9)
-    while now < end or len(durations) < _LEAST_RUNS:
-        begin = clock()
-        run(feed)
-        now = clock()
-        durations.append(now - begin)
-        if now - tick > _TICK_NS:
-            tell("measuring", (now - start) / (end - start))
-            tick = now
-    wall_s = (now - start) / 1e9
-    busy, stolen = _machine_cpu_s()
-    cores = os.cpu_count() or 1
-    others = (busy - busy_before - (_own_cpu_s() - own_before)) / wall_s
-    conditions = Conditions(
-        settled=settled,
-        cores=cores,
-        others_cores=max(0.0, others),
-        stolen=(stolen - stolen_before) / wall_s / cores,
-        governor=job.governor,
-    )
-    return np.frombuffer(durations, dtype=np.int64), wall_s, conditions
-
-
-def _machine_cpu_s() -> tuple[float, float]:
-    """Return the seconds that all cores were busy, and those that the hypervisor kept, since boot.
-
-    The fields of /proc/stat's first line are in proc(5): user, nice, system, idle, iowait, irq, softirq, steal.
-    """
-    try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
-    except OSError:
-        return 0.0, 0.0
-    ticks = os.sysconf("SC_CLK_TCK")
-    user, nice, system, _, _, irq, softirq, stolen = (int(each) / ticks for each in fields)
-    return user + nice + system + irq + softirq, stolen
-
-
-def _own_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def _status_mib(field: str) -> float:
     """Return one size of /proc/self/status in MiB; 0 where there is none."""
+    return _kib_of(Path("/proc/self/status"), field) / 1024
+
+
+def _pss_mib() -> float | None:
+    """Return the proportional set size in MiB; None where the kernel does not tell."""
+    kib = _kib_of(Path("/proc/self/smaps_rollup"), "Pss")
+    return kib / 1024 if kib else None
+
+
+def _kib_of(path: Path, field: str) -> int:
     try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), 0.0)
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
+
+
+def _answer(job: Job, tell: Tell) -> Sample | OpTable | DaemonCost:
+    """Do what the job wants."""
+    if not job.top_ops and job.served is None:
+        return measure(job, tell)
+    runtime = get_runtime(job.runtime)
+    options, feed = _with_engines(job, runtime), _feed(job)
+    if job.served is None:
+        return time_ops(runtime, job.files, options, feed, seconds=job.seconds, top=job.top_ops, tell=tell)
+    session = runtime.load(job.files, options)
+    try:
+        return daemon_cost(session, feed, job.served, seconds=job.seconds, tell=tell)
+    finally:
+        session.close()
 
 
 def _main() -> None:
@@ -284,7 +315,7 @@ def _main() -> None:
                 write(Progress(phase, min(1.0, share)))
 
         try:
-            write(measure(job, tell))
+            write(_answer(job, tell))
         except EdgeKitError as error:
             write(Failure(error.exit_code, str(error)))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgekit.markup import document, esc, facts, table
 from edgekit.pictures import Dot, bars, confusion_cells, png_uri, scatter, sparkline
 
 if TYPE_CHECKING:
@@ -20,42 +20,6 @@ _WORST_LAYERS = 20
 _TOP_CONFUSIONS = 20
 _PICTURE = 3
 
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1a1d21;--soft:#5c6570;--paper:#fff;--card:#f6f7f9;--rule:#dde1e6;
---good:#0a7d33;--doubt:#8a5a00;--bad:#c0152b;--main:#2257c4;--second:#b35900}
-@media(prefers-color-scheme:dark){:root{--ink:#e3e6ea;--soft:#98a2ad;--paper:#14171a;--card:#1d2126;--rule:#333a41;
---good:#4cc36c;--doubt:#e0b34a;--bad:#ff6b7d;--main:#7da7ff;--second:#f0a45d}}
-*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:70rem;padding:1.5rem 1rem 4rem;
-color:var(--ink);background:var(--paper)}h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0;overflow-wrap:anywhere}
-h2{font-size:1.1rem;margin:2.2rem 0 .6rem}h3{font-size:.95rem;margin:1.2rem 0 .4rem}p,ul{margin:.4rem 0}
-.note,.tick,.label,figcaption{color:var(--soft)}.note{font-size:.86rem}code{background:var(--card);padding:.1em .3em;
-border-radius:3px;overflow-wrap:anywhere}.banner{background:var(--card);border-left:4px solid var(--good);padding:.6rem .9rem;
-border-radius:4px;margin:1rem 0}.banner.refused{border-color:var(--bad)}
-table{border-collapse:collapse;width:100%;font-size:.9rem}th,td{text-align:left;padding:.35rem .4rem;vertical-align:top;
-border-bottom:1px solid var(--rule);overflow-wrap:break-word}th{color:var(--soft);font-weight:600}td.n{text-align:right;
-font-variant-numeric:tabular-nums;white-space:nowrap}td.why{min-width:9rem;overflow-wrap:anywhere}
-td.name{white-space:nowrap}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:.4rem 0;font-size:.9rem}
-dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}.accepted{color:var(--good)}
-.unproven{color:var(--doubt)}.refused,.failed{color:var(--bad)}.skipped{color:var(--soft)}
-details{border:1px solid var(--rule);border-radius:6px;padding:.5rem .9rem;margin:.7rem 0}summary{cursor:pointer;
-font-weight:600;overflow-wrap:anywhere}svg{display:block;max-width:100%;height:auto;font:12px system-ui,sans-serif}
-.scroll{overflow-x:auto}svg.chart{width:100%;max-width:42rem;
-min-width:30rem}svg text.name{paint-order:stroke;stroke:var(--paper);stroke-width:3px}svg.square{width:100%}svg text{fill:var(--ink)}svg text.tick,svg text.label{fill:var(--soft)}
-.grid{stroke:var(--rule)}.axis{stroke:var(--soft)}.front{fill:none;stroke:var(--main);stroke-dasharray:4 4}
-.dot{stroke-width:2;fill-opacity:.75}.dot.accepted{fill:var(--good);stroke:var(--good)}.dot.unproven{fill:var(--doubt);
-stroke:var(--doubt)}.dot.refused,.dot.failed{fill:none;stroke:var(--bad)}.ring{fill:none;stroke:var(--main);stroke-width:2}
-.bar{fill:var(--main)}.bar.float{fill:var(--second)}.cell{fill:var(--card)}.agree{fill:var(--good)}.differ{fill:var(--bad)}
-svg text.count{font-size:11px}.spark{width:100%;max-width:12rem}.spark polyline{fill:none;stroke:var(--main);stroke-width:1.5}
-.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:.8rem}figure{margin:0;background:var(--card);
-border-radius:6px;padding:.6rem}figure img{width:96px;height:auto;image-rendering:pixelated;border-radius:3px;background:#fff}
-figcaption{font-size:.82rem;overflow-wrap:anywhere}figcaption b{color:var(--ink)}.key{display:inline-block;width:.8em;height:.8em;
-border-radius:2px;margin:0 .3em 0 .8em;vertical-align:-.05em;background:var(--main)}.key.float{background:var(--second)}
-@media(max-width:40rem){thead{display:none}tr{display:block;border-bottom:1px solid var(--rule);padding:.5rem 0}
-td,td.n{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.1rem 0;white-space:normal;text-align:right}
-td::before{content:attr(data-label);color:var(--soft);flex:none}td.name{font-weight:600}td.why{display:block;text-align:left;min-width:0}
-td.why::before{display:block}td.empty{display:none}}
-"""
-
 
 def page(data: Mapping[str, Any], pictures: Mapping[str, Sequence[np.ndarray | None]]) -> str:
     """Return the page.
@@ -67,7 +31,7 @@ def page(data: Mapping[str, Any], pictures: Mapping[str, Sequence[np.ndarray | N
     title = f"{data['source'].get('file', '')} for {data['target']}"
     metric = next((row["metric"]["name"] for row in data["artifacts"] if row["metric"]), "metric")
     parts = [
-        f"<h1>{_esc(title)}</h1>",
+        f"<h1>{esc(title)}</h1>",
         _heading(data),
         _plan(data),
         "<h2>Artifacts</h2>",
@@ -81,47 +45,24 @@ def page(data: Mapping[str, Any], pictures: Mapping[str, Sequence[np.ndarray | N
         _notes(data["notes"]),
         _source(data["source"]),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"/>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"/>'
-        f"<title>{_esc(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+    return document(title, parts)
 
 
 def _heading(data: Mapping[str, Any]) -> str:
     return (
-        f"<p class='note'>Task: {_esc(data['task'])}. Judged on <code>{_esc(data['judged_on'])}</code> in "
-        f"{data['seconds']:.0f} s by EdgeKit {_esc(data['edgekit'])}.</p>"
+        f"<p class='note'>Task: {esc(data['task'])}. Judged on <code>{esc(data['judged_on'])}</code> in "
+        f"{data['seconds']:.0f} s by EdgeKit {esc(data['edgekit'])}.</p>"
     )
-
-
-def _esc(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]) -> str:
-    """Return a table of (class, inner HTML) cells; on a narrow screen each row becomes a card."""
-    head = "".join(f"<th>{_esc(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td class='{kind}{'' if inner else ' empty'}' data-label='{_esc(name)}'>{inner}</td>"
-            for name, (kind, inner) in zip(header, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _plan(data: Mapping[str, Any]) -> str:
     plan = data["plan"]
     if not plan:
         return "<div class='banner refused'>No bundle was written.</div>"
-    reasons = "".join(f"<li>{_esc(reason)}</li>" for reason in plan["reasons"])
+    reasons = "".join(f"<li>{esc(reason)}</li>" for reason in plan["reasons"])
     return (
-        f"<div class='banner'>Plan for <b>{_esc(plan['device'])}</b>: <code>{_esc(plan['artifact'])}</code> in "
-        f"{_esc(plan['runtime'])}<ul class='note'>{reasons}</ul><p class='note'>Digest <code>{_esc(data['digest'])}</code></p></div>"
+        f"<div class='banner'>Plan for <b>{esc(plan['device'])}</b>: <code>{esc(plan['artifact'])}</code> in "
+        f"{esc(plan['runtime'])}<ul class='note'>{reasons}</ul><p class='note'>Digest <code>{esc(data['digest'])}</code></p></div>"
     )
 
 
@@ -130,12 +71,12 @@ def _artifacts(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
         "artifact", "verdict", "size", "parity, largest error", f"{metric}, source", f"{metric}, artifact",
         "drop, bound at 95 %", "n", "p50", "peak of the worker", "why",
     )  # fmt: skip
-    return _table(header, [list(_artifact(row)) for row in rows])
+    return table(header, [list(_artifact(row)) for row in rows])
 
 
 def _artifact(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     parity, metric = row["parity"] or {}, row["metric"] or {}
-    yield "name", _esc(row["artifact"])
+    yield "name", esc(row["artifact"])
     yield row["status"], row["status"]
     yield "n", _size(row["bytes"])
     yield "n", _number(parity.get("max_error"), ".2g")
@@ -143,9 +84,9 @@ def _artifact(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "n", _number(metric.get("artifact"), ".4g")
     yield "n", _drop(metric)
     yield "n", _number(metric.get("n"), ",d")
-    yield "n", f"{row['p50_ms']:.3f} ms {_esc(row['p50_place'])}" if row["p50_ms"] else ""
+    yield "n", f"{row['p50_ms']:.3f} ms {esc(row['p50_place'])}" if row["p50_ms"] else ""
     yield "n", f"{row['worker_peak_mib']:,.0f} MiB" if row["worker_peak_mib"] else ""
-    yield "why", _esc("; ".join(row["reasons"]))
+    yield "why", esc("; ".join(row["reasons"]))
 
 
 def _number(value: Any, form: str) -> str:
@@ -187,7 +128,7 @@ def _front(data: Mapping[str, Any], metric: str) -> str:
         return ""
     what = metric if measured else "95th percentile of the error, % of range"
     return (
-        f"<h2>Size against {_esc(what)}</h2><div class='scroll'>{scatter(dots, name, what)}</div><p class='note'>Larger dots took longer here "
+        f"<h2>Size against {esc(what)}</h2><div class='scroll'>{scatter(dots, name, what)}</div><p class='note'>Larger dots took longer here "
         "(p50). Refused ones are hollow, the chosen one is ringed, the dashed line joins those that no other beats in "
         "size, loss and time together.</p>"
     )
@@ -207,7 +148,7 @@ def _section(row: Mapping[str, Any], data: Mapping[str, Any], pictures: Sequence
         _worst(row["worst"], pictures),
     ]
     return (
-        f"<details{' open=' + chr(34) + 'open' + chr(34) if chosen else ''}><summary>{_esc(row['artifact'])} "
+        f"<details{' open=' + chr(34) + 'open' + chr(34) if chosen else ''}><summary>{esc(row['artifact'])} "
         f"<span class='{row['status']}'>{row['status']}</span></summary>{''.join(parts)}</details>"
     )
 
@@ -223,11 +164,7 @@ def _recipe(recipe: Mapping[str, Any] | None) -> str:
             ("calibration", f"{recipe['calibration']} on {recipe.get('calibration_samples', 0)} samples")
         )
     rows += [("options", options)] * bool(options) + [("kept in float", kept)] * bool(kept)
-    return "<h3>Recipe</h3>" + _facts(rows)
-
-
-def _facts(rows: Sequence[tuple[str, object]]) -> str:
-    return "<dl>" + "".join(f"<dt>{_esc(key)}</dt><dd>{_esc(value)}</dd>" for key, value in rows) + "</dl>"
+    return "<h3>Recipe</h3>" + facts(rows)
 
 
 def _ladder(attempts: Sequence[Mapping[str, Any]]) -> str:
@@ -236,15 +173,15 @@ def _ladder(attempts: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             ("n", str(i)),
-            ("", _esc(_rung(attempt["recipe"]))),
+            ("", esc(_rung(attempt["recipe"]))),
             (attempt["status"], attempt["status"]),
             ("n", _size(attempt["bytes"])),
             ("n", _drop(attempt["metric"])),
-            ("why", _esc("; ".join(attempt["reasons"]))),
+            ("why", esc("; ".join(attempt["reasons"]))),
         ]
         for i, attempt in enumerate(attempts, 1)
     ]
-    return "<h3>What was tried</h3>" + _table(
+    return "<h3>What was tried</h3>" + table(
         ("rung", "recipe", "verdict", "size", "drop, bound at 95 %", "why"), rows
     )
 
@@ -285,10 +222,8 @@ def _confusion(found: Mapping[str, Any] | None, labels: Sequence[str]) -> str:
             square[i][j] = n
         return said + confusion_cells(square, names)
     off = sorted((cell for cell in found["cells"] if cell[0] != cell[1]), key=lambda c: (-c[2], c[0], c[1]))
-    rows = [
-        [("", _esc(names[i])), ("", _esc(names[j])), ("n", f"{n:,d}")] for i, j, n in off[:_TOP_CONFUSIONS]
-    ]
-    return said + (_table(("source", "artifact", "samples"), rows) if rows else "")
+    rows = [[("", esc(names[i])), ("", esc(names[j])), ("n", f"{n:,d}")] for i, j, n in off[:_TOP_CONFUSIONS]]
+    return said + (table(("source", "artifact", "samples"), rows) if rows else "")
 
 
 def _worst(samples: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray | None]) -> str:
@@ -301,9 +236,9 @@ def _worst(samples: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray |
 
 def _figure(sample: Mapping[str, Any], picture: np.ndarray | None) -> str:
     error = f"{sample['error']:.3g} of range" if sample["error"] is not None else "not finite"
-    label = f"<br/>label: <b>{_esc(sample['label'])}</b>" if sample["label"] is not None else ""
+    label = f"<br/>label: <b>{esc(sample['label'])}</b>" if sample["label"] is not None else ""
     answers = "".join(
-        f"<br/>{who}: {', '.join(f'<b>{_esc(name)}</b> {score:.3g}' for name, score in sample[who])}"
+        f"<br/>{who}: {', '.join(f'<b>{esc(name)}</b> {score:.3g}' for name, score in sample[who])}"
         for who in ("source", "artifact")
         if sample[who]
     )
@@ -319,8 +254,8 @@ def _drawn(picture: np.ndarray | None) -> str:
 
 
 def _notes(notes: Sequence[str]) -> str:
-    return f"<h2>Notes</h2><ul>{''.join(f'<li>{_esc(note)}</li>' for note in notes)}</ul>" if notes else ""
+    return f"<h2>Notes</h2><ul>{''.join(f'<li>{esc(note)}</li>' for note in notes)}</ul>" if notes else ""
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    return "<h2>Source and tools</h2>" + _facts(list(source.items()))
+    return "<h2>Source and tools</h2>" + facts(list(source.items()))

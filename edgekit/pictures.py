@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekit.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, axes
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -66,9 +68,6 @@ class Dot:
     front: bool = False
 
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 640, 340, 64, 44, 18, 24
-
-
 def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
     """Return a chart of points as SVG: refused ones hollow, the chosen one ringed, names beside them.
 
@@ -78,11 +77,11 @@ def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
         y_name: Of the vertical axis.
     """
     xs, ys = (
-        _Scale.over([d.x for d in dots], _LEFT, _WIDTH - _RIGHT, zero=True),
-        _Scale.over([d.y for d in dots], _HEIGHT - _BOTTOM, _TOP),
+        Scale.over([d.x for d in dots], LEFT, WIDTH - RIGHT, zero=True),
+        Scale.over([d.y for d in dots], HEIGHT - BOTTOM, TOP),
     )
     largest = max((d.size for d in dots), default=0.0)
-    parts = [_axes(xs, ys, x_name, y_name)]
+    parts = [axes(xs, ys, x_name, y_name)]
     front = sorted((d for d in dots if d.front), key=lambda d: d.x)
     if len(front) > 1:
         points = " ".join(f"{xs.at(d.x):.1f},{ys.at(d.y):.1f}" for d in front)
@@ -91,62 +90,17 @@ def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
     order = sorted(dots, key=lambda d: (not d.marked, d.name))
     parts += [_dot(dot, xs.at(dot.x), ys.at(dot.y), largest, taken) for dot in order]
     return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(y_name)} over '
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_name)} over '
         f'{html.escape(x_name)}">{"".join(parts)}</svg>'
     )
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """A linear axis: values from `low` to `high` on pixels from `start` to `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float, *, zero: bool = False) -> _Scale:
-        low, high = min(values), max(values)
-        room = 0.12 * (high - low) or abs(high) * 0.1 or 1.0
-        return cls(0.0 if zero and low >= 0 else low - room, high + room, start, end)
-
-    def at(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        span = self.high - self.low
-        step = 10.0 ** math.floor(math.log10(span / 3))
-        step *= next((m for m in (1, 2, 5, 10) if span / (step * m) <= 5), 10)
-        first = math.ceil(self.low / step)
-        return [i * step for i in range(first, math.floor(self.high / step) + 1)]
-
-
-def _axes(xs: _Scale, ys: _Scale, x_name: str, y_name: str) -> str:
-    base = _HEIGHT - _BOTTOM
-    lines = [
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{ys.at(v):.1f}" y2="{ys.at(v):.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 6}" y="{ys.at(v) + 4:.1f}" text-anchor="end">{v:.4g}</text>'
-        for v in ys.ticks()
-    ]
-    lines += [
-        f'<text class="tick" x="{xs.at(v):.1f}" y="{base + 16}" text-anchor="middle">{v:.4g}</text>'
-        for v in xs.ticks()
-    ]
-    lines.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
-    lines.append(
-        f'<text class="label" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{html.escape(x_name)}</text>'
-        f'<text class="label" x="4" y="12">{html.escape(y_name)}</text>'
-    )
-    return "".join(lines)
 
 
 def _dot(dot: Dot, x: float, y: float, largest: float, taken: list[tuple[float, float]]) -> str:
     radius = 5.0 + 7.0 * math.sqrt(dot.size / largest) if largest and dot.size else 5.0
     ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="{radius + 4:.1f}"/>' if dot.marked else ""
-    right = x < _WIDTH * 0.7
+    right = x < WIDTH * 0.7
     text_x, text_y = x + (radius + 7) * (1 if right else -1), y + 4
-    while any(abs(text_y - b) < 14 and abs(text_x - a) < 150 for a, b in taken) and text_y > _TOP:
+    while any(abs(text_y - b) < 14 and abs(text_x - a) < 150 for a, b in taken) and text_y > TOP:
         text_y -= 14
     taken.append((text_x, text_y))
     name = html.escape(dot.name) + (" (chosen)" if dot.marked else "")
@@ -161,13 +115,14 @@ def _dot(dot: Dot, x: float, y: float, largest: float, taken: list[tuple[float, 
 _SHOWN = 26
 
 
-def bars(values: Mapping[str, float], kinds: Mapping[str, str], unit: str) -> str:
+def bars(values: Mapping[str, float], kinds: Mapping[str, str], unit: str, form: str = ".1f") -> str:
     """Return horizontal bars as SVG, in the order given.
 
     Args:
         values: Name to value; below zero drawn as nothing.
         kinds: Name to a class of the style sheet.
         unit: Behind each value.
+        form: How a value is written.
     """
     row, top = 22, max([*values.values(), 1e-9])
     lines = []
@@ -177,7 +132,7 @@ def bars(values: Mapping[str, float], kinds: Mapping[str, str], unit: str) -> st
         lines.append(
             f'<text class="name" x="186" y="{y + 15}" text-anchor="end">{shown}<title>{html.escape(name)}</title></text>'
             f'<rect class="bar {html.escape(kinds.get(name, ""))}" x="194" y="{y + 4}" width="{width:.1f}" height="14" rx="2"/>'
-            f'<text class="tick" x="{200 + width:.1f}" y="{y + 15}">{value:.1f} {html.escape(unit)}</text>'
+            f'<text class="tick" x="{200 + width:.1f}" y="{y + 15}">{value:{form}} {html.escape(unit)}</text>'
         )
     return (
         f'<svg class="chart" viewBox="0 0 560 {max(1, len(values)) * row}" role="img">{"".join(lines)}</svg>'

@@ -6,106 +6,74 @@ A number counts only for the place where it was taken and under the conditions t
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import msgspec
 
 from edgekit import __version__
 from edgekit.bundle import Bundle
+from edgekit.candidates import Candidate, candidates, default_threads, plan_each
 from edgekit.choose import choose, installed_runtimes
-from edgekit.detect import Detection, detect, isa_name
+from edgekit.daemon_cost import DaemonCost
+from edgekit.detect import detect
 from edgekit.devices import DeviceProfile, load_profile
-from edgekit.errors import EdgeKitError, InvalidFileError, MachineError, UnavailableError, UsageError
+from edgekit.errors import EdgeKitError, UnavailableError, UsageError
 from edgekit.manifest import Plan
-from edgekit.measure import Failure, Job, Message, Progress, Sample
+from edgekit.measure import Job, Progress, Sample
+from edgekit.measuring import Answer, run_job
+from edgekit.op_table import OpTable
 from edgekit.pins import Pin, write_pin
-from edgekit.process import python_command
-from edgekit.runtimes import SessionOptions
-from edgekit.tensors import takes_whole
+from edgekit.profile_identity import Identity, identify
+from edgekit.runtimes import SessionOptions, get_runtime
 
-__all__ = [
-    "Candidate",
-    "Identity",
-    "Measurement",
-    "ProfileReport",
-    "candidates",
-    "default_threads",
-    "identify",
-    "pick",
-    "place_of",
-    "plan_each",
-    "profile_bundle",
-]
+__all__ = ["Measurement", "Probes", "ProfileReport", "pick", "profile_bundle"]
 
 #: Called with what is being measured, the phase, and the shares done of it and of everything.
 Watcher = Callable[[str, int, int], None]
 
-_ERRORS: dict[int, type[EdgeKitError]] = {
-    error.exit_code: error for error in (MachineError, UsageError, UnavailableError, InvalidFileError)
-}
-
 
 @dataclass(frozen=True)
-class Candidate:
-    """One way to run the bundle: a plan (its threads are those measured) and a batch."""
-
-    plan: Plan
-    batch: int
-
-    def __str__(self) -> str:
-        """Return it in words, for the progress bar."""
-        plan = self.plan
-        return f"{plan.artifact} in {plan.runtime}, {_threads(plan.threads)}, batch {self.batch}"
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What was measured where, so that two reports can be compared.
+class Probes:
+    """What is measured beside latency, throughput and memory.
 
     Attributes:
-        place: `device` where the bundle's target is this device, else `host`.
-        target: Device that the bundle was made for.
-        device: Detected device.
-        board: Its model, or the CPU's name.
-        isa: Its instruction set.
-        cores: CPU cores.
-        governor: CPU frequency governor, empty where there is none to see.
-        kernel: The operating system's.
-        load_average: 1, 5 and 15 minutes, before anything was measured.
-        python: Version.
-        edgekit: Version.
-        bundle: Name and version.
-        digest: The bundle's.
+        top_ops: Rows of the table of operators; 0 for none.
+        gaps_s: Pauses after which single calls are timed.
+        sustain_s: Length of the sustained run; 0 for none.
+        daemon: Whether the same calls go through the daemon too.
     """
 
-    place: str
-    target: str
-    device: str
-    board: str
-    isa: str
-    cores: int
-    governor: str
-    kernel: str
-    load_average: tuple[float, float, float]
-    python: str
-    edgekit: str
-    bundle: str
-    digest: str
+    top_ops: int = 0
+    gaps_s: tuple[float, ...] = ()
+    sustain_s: float = 0.0
+    daemon: bool = False
+
+    def jobs(self) -> int:
+        """Return how many processes one candidate takes."""
+        return 1 + bool(self.top_ops) + self.daemon
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One candidate's numbers, or the error that it ended in."""
+    """One candidate's numbers, or the error that it ended in.
+
+    Attributes:
+        candidate: What was measured.
+        sample: Latency, throughput, memory and conditions.
+        error: Why there is no sample.
+        model: Of the artifact: `sha256` of its file, `precision`, `inputs`: name to shape in this batch.
+        ops: The table of operators, or why there is none; None where none was wanted.
+        daemon: The daemon's cost, or why there is none; None where it was not wanted.
+    """
 
     candidate: Candidate
     sample: Sample | None
     error: EdgeKitError | None = None
+    model: dict[str, Any] | None = None
+    ops: OpTable | EdgeKitError | None = None
+    daemon: DaemonCost | EdgeKitError | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data: the plan's words, then the sample's; the keys are there after an error too."""
@@ -116,13 +84,24 @@ class Measurement:
             "providers": list(plan.providers),
             "threads": plan.threads,
             "batch": self.candidate.batch,
+            "options": dict(plan.options),
+            "model": self.model,
             "plan_reasons": list(plan.reasons),
             "error": str(self.error) if self.error else None,
         }
         fields = [name for name in Sample.__struct_fields__ if name != "latency"]
         row |= {name: msgspec.to_builtins(getattr(self.sample, name, None)) for name in fields}
         row["latency_ms"] = msgspec.to_builtins(self.sample.latency) if self.sample else None
-        return row
+        return row | {"ops": _plain(self.ops), "through_daemon": _plain(self.daemon)}
+
+
+def _plain(found: OpTable | DaemonCost | EdgeKitError | None) -> Any:
+    """Return plain data; of an error, `{"error": …}`."""
+    if isinstance(found, EdgeKitError):
+        return {"error": str(found)}
+    if found is None:
+        return None
+    return {name: msgspec.to_builtins(getattr(found, name)) for name in found.__struct_fields__}
 
 
 @dataclass(frozen=True)
@@ -151,6 +130,7 @@ def profile_bundle(
     seconds: float = 3.0,
     device: str | None = None,
     allow_fallback: bool = False,
+    probes: Probes | None = None,
     watch: Watcher | None = None,
 ) -> ProfileReport:
     """Measure each candidate in a child process, one after the other.
@@ -159,11 +139,12 @@ def profile_bundle(
         bundle: What to measure.
         runtimes: Runtimes to measure; empty for the one that the device's plan names.
         artifact: The artifact; None for the plan's.
-        threads: Thread counts; empty for one, two, four … up to the cores.
+        threads: Thread counts; empty for one, two, four … up to the cores, or, of a sustained run, the plan's.
         batches: Samples in one call.
         seconds: Length of each steady phase.
         device: Profile to plan by; None for the detected device.
         allow_fallback: Whether what was asked for by hand may step down.
+        probes: What else is measured; None for nothing.
         watch: Told how far it is.
 
     Raises:
@@ -177,17 +158,81 @@ def profile_bundle(
     identity = identify(bundle, here, cores)
     profile = load_profile(device) if device else here.profile()
     plans = plan_each(bundle, profile, runtimes, artifact, forced=bool(device), allow_fallback=allow_fallback)
-    todo = candidates(bundle, plans, threads or default_threads(cores), batches)
+    probes = probes or Probes()
+    _check_ops(plans, probes)
+    own = tuple(dict.fromkeys(plan.threads for plan in plans)) if probes.sustain_s else default_threads(cores)
+    todo = candidates(bundle, plans, threads or own, batches)
+    if probes.sustain_s and not threads:
+        todo = tuple(each for each in todo if each.plan.threads in own)
     done: list[Measurement] = []
     for rank, candidate in enumerate(todo):
         job = _job(
-            bundle, candidate, seconds, identity.governor, allow_fallback=allow_fallback, progress=bool(watch)
+            bundle,
+            candidate,
+            seconds,
+            identity.governor,
+            probes,
+            allow_fallback=allow_fallback,
+            progress=bool(watch),
         )
-        done.append(_measure(job, candidate, _share(watch, str(candidate), rank, len(todo))))
+        show = _Shares(watch, str(candidate), rank * probes.jobs(), len(todo) * probes.jobs())
+        found = _measure(job, candidate, show)
+        found = replace(found, model=_model(bundle, candidate))
+        done.append(_probed(found, bundle, job, here.profile_id, probes, show))
     errors = [each.error for each in done if each.error]
     if len(errors) == len(done):
         raise errors[0]
     return ProfileReport(identity, tuple(done))
+
+
+def _check_ops(plans: Sequence[Plan], probes: Probes) -> None:
+    """Refuse a table of operators that none of the runtimes can fill."""
+    reasons = {plan.runtime: get_runtime(plan.runtime).no_op_times for plan in plans}
+    if probes.top_ops and all(reasons.values()):
+        raise UnavailableError(
+            "; ".join(
+                f"{name} cannot tell the time of single operators: {why}" for name, why in reasons.items()
+            ),
+            hint="Leave --ops out, or name a --runtime that can: onnxruntime, openvino.",
+        )
+
+
+def _probed(
+    found: Measurement, bundle: Bundle, job: Job, device: str, probes: Probes, show: _Shares
+) -> Measurement:
+    """Add what is measured in further processes, each on its own: none touches the latencies."""
+    if found.sample is None:
+        return found
+    plan = found.candidate.plan
+    ops: Answer | EdgeKitError | None = None
+    daemon: Answer | EdgeKitError | None = None
+    if probes.top_ops:
+        show.next()
+        why = get_runtime(plan.runtime).no_op_times
+        told = f"{plan.runtime} cannot tell the time of single operators: {why}"
+        ops = (
+            UnavailableError(told)
+            if why
+            else run_job(msgspec.structs.replace(job, top_ops=probes.top_ops), show)
+        )
+    if probes.daemon:
+        show.next()
+        daemon = _through_daemon(bundle, plan, device, job, show)
+    assert ops is None or isinstance(ops, OpTable | EdgeKitError)
+    assert daemon is None or isinstance(daemon, DaemonCost | EdgeKitError)
+    return replace(found, ops=ops, daemon=daemon)
+
+
+def _through_daemon(
+    bundle: Bundle, plan: Plan, device: str, job: Job, show: _Shares
+) -> Answer | EdgeKitError:
+    from edgekit.served import served
+
+    try:
+        with served(bundle, plan, device) as running:
+            return run_job(msgspec.structs.replace(job, served=running), show)
+    except EdgeKitError as error:
+        return error
 
 
 def pick(
@@ -223,8 +268,17 @@ def pick(
     todo = candidates(bundle, plans, threads or default_threads(cores), (1,))
     done = []
     for rank, candidate in enumerate(todo):
-        job = _job(bundle, candidate, seconds, identity.governor, allow_fallback=False, progress=bool(watch))
-        done.append(_measure(job, candidate, _share(watch, str(candidate), rank, len(todo))))
+        job = _job(
+            bundle,
+            candidate,
+            seconds,
+            identity.governor,
+            Probes(),
+            allow_fallback=False,
+            progress=bool(watch),
+        )
+        found = _measure(job, candidate, _Shares(watch, str(candidate), rank, len(todo)))
+        done.append(replace(found, model=_model(bundle, candidate)))
     report = ProfileReport(identity, tuple(done))
     samples = [
         (m.sample.latency.percentiles["p50"], m)
@@ -259,139 +313,27 @@ def _right_plans(bundle: Bundle, profile: DeviceProfile) -> tuple[Plan, ...]:
     return tuple(plans)
 
 
-def plan_each(
-    bundle: Bundle,
-    profile: DeviceProfile,
-    runtimes: Sequence[str],
-    artifact: str | None,
-    *,
-    forced: bool,
-    allow_fallback: bool,
-) -> tuple[Plan, ...]:
-    """Return the plan of each runtime, or the device's own plan where none is named.
+class _Shares:
+    """Tells the watcher how far a candidate's processes are, as a share of everything.
 
     Args:
-        bundle: The bundle.
-        profile: The device to plan for.
-        runtimes: Runtimes named by hand.
-        artifact: The only artifact to consider, even if it is unproven; None for the plan's.
-        forced: The device was named by hand.
-        allow_fallback: Whether what was named by hand may step down.
+        watch: Who is told; None for nobody.
+        what: The candidate, in words.
+        done: Processes before this one.
+        total: Of all candidates.
     """
-    if artifact is not None:
-        bundle.model_files(artifact)  # refuses what is not there
-    installed = installed_runtimes()
-    return tuple(
-        choose(
-            profile,
-            bundle.manifest,
-            installed,
-            kept=bundle.kept if artifact is None else {artifact},
-            runtime=name,
-            forced=forced or name is not None,
-            allow_fallback=allow_fallback,
-            allow_unproven=artifact is not None,
-        )
-        for name in (runtimes or (None,))
-    )
 
+    def __init__(self, watch: Watcher | None, what: str, done: int, total: int) -> None:
+        self._watch, self._what, self._done, self._total = watch, what, done, total
 
-def _share(watch: Watcher | None, what: str, rank: int, total: int) -> Callable[[Progress], None]:
-    def show(progress: Progress) -> None:
-        if watch:
-            watch(f"{what}: {progress.phase}", int(100 * (rank + progress.share)), 100 * total)
+    def next(self) -> None:
+        """One process more has ended."""
+        self._done += 1
 
-    return show
-
-
-def default_threads(cores: int) -> tuple[int, ...]:
-    """Return one, two, four … and all of the cores.
-
-    >>> default_threads(6)
-    (1, 2, 4, 6)
-    """
-    return tuple(sorted({*(1 << power for power in range(cores.bit_length())), cores}))
-
-
-def candidates(
-    bundle: Bundle, plans: Sequence[Plan], threads: Sequence[int], batches: Sequence[int]
-) -> tuple[Candidate, ...]:
-    """Return plans × threads × batches, each once, in that order.
-
-    Raises:
-        UsageError: An artifact does not take a batch, or a golden set cannot feed it.
-    """
-    for plan in plans:
-        for batch in batches:
-            _check_batch(bundle, plan.artifact, batch)
-    return tuple(
-        Candidate(msgspec.structs.replace(plan, threads=count), batch)
-        for plan in plans
-        for count in dict.fromkeys(threads)
-        for batch in dict.fromkeys(batches)
-    )
-
-
-def _check_batch(bundle: Bundle, artifact: str, batch: int) -> None:
-    inputs = bundle.manifest.artifacts[artifact].inputs
-    if takes_whole(inputs):
-        if batch != 1:
-            raise UsageError(
-                f"{artifact} takes one sample in a call", got=f"--batch {batch}", expected="--batch 1"
-            )
-        return
-    for spec in inputs:
-        if spec.shape[0] not in (-1, batch):
-            raise UsageError(
-                f"{artifact} takes one batch size only, by its input {spec.name!r}",
-                got=f"--batch {batch}",
-                expected=f"--batch {spec.shape[0]}",
-            )
-
-
-def identify(bundle: Bundle, here: Detection, cores: int) -> Identity:
-    """Return what is measured where; reads the machine's load and governor."""
-    target = bundle.manifest.plan.device
-    return Identity(
-        place=place_of(target, here.profile_id),
-        target=target,
-        device=here.profile_id,
-        board=here.signals.get("model") or _cpu_name(),
-        isa=isa_name(here.arch, here.isa),
-        cores=cores,
-        governor=_governors(Path("/sys/devices/system/cpu")),
-        kernel=f"{platform.system()} {platform.release()}",
-        load_average=os.getloadavg(),
-        python=platform.python_version(),
-        edgekit=__version__,
-        bundle=f"{bundle.manifest.name} {bundle.manifest.version}",
-        digest=bundle.digest,
-    )
-
-
-def place_of(target: str, detected: str) -> str:
-    """Tell what a latency measured here counts for.
-
-    >>> place_of("raspberry-pi-4", "x86-64"), place_of("raspberry-pi", "raspberry-pi-5")
-    ('host', 'device')
-    """
-    return "device" if target in (detected, *load_profile(detected).lineage) else "host"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _governors(folder: Path) -> str:
-    """Return the frequency governor of the cores, several where they differ, nothing where none is shown."""
-    found: Collection[str] = {
-        path.read_text(encoding="ascii").strip() for path in folder.glob("cpu[0-9]*/cpufreq/scaling_governor")
-    }
-    return ", ".join(sorted(found))
+    def __call__(self, progress: Progress) -> None:
+        if self._watch:
+            share = int(100 * (self._done + progress.share))
+            self._watch(f"{self._what}: {progress.phase}", share, 100 * self._total)
 
 
 def _job(
@@ -399,6 +341,7 @@ def _job(
     candidate: Candidate,
     seconds: float,
     governor: str,
+    probes: Probes,
     *,
     allow_fallback: bool,
     progress: bool,
@@ -413,58 +356,38 @@ def _job(
         seconds=seconds,
         governor=governor,
         progress=progress,
+        sha256=_sha256(bundle, plan.artifact),
+        gaps_s=probes.gaps_s,
+        sustain_s=probes.sustain_s,
     )
+
+
+def _sha256(bundle: Bundle, artifact: str) -> str:
+    return bundle.manifest.files[bundle.manifest.artifacts[artifact].path].sha256
+
+
+def _model(bundle: Bundle, candidate: Candidate) -> dict[str, Any]:
+    """Return what of the artifact belongs to the identity of a measurement."""
+    artifact = bundle.manifest.artifacts[candidate.plan.artifact]
+    return {
+        "sha256": _sha256(bundle, candidate.plan.artifact),
+        "precision": artifact.precision,
+        "inputs": {
+            spec.name: {
+                "dtype": spec.dtype,
+                "shape": [
+                    candidate.batch if i == 0 and size == -1 else size for i, size in enumerate(spec.shape)
+                ],
+            }
+            for spec in artifact.inputs
+        },
+    }
 
 
 def _measure(job: Job, candidate: Candidate, show: Callable[[Progress], None]) -> Measurement:
     """Run the child; a child that dies is one measurement lost, with the name of its end."""
-    with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(
-            python_command("-m", "edgekit.measure"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-        )
-        try:
-            for message in _messages(child, job):
-                if isinstance(message, Progress):
-                    show(message)
-                elif isinstance(message, Failure):
-                    error = _ERRORS.get(message.code, MachineError)(message.line)
-                    return Measurement(candidate, None, error)
-                else:
-                    return Measurement(candidate, message)
-            return Measurement(candidate, None, _death(child.wait(), _read_back(log)))
-        finally:
-            child.kill()
-            child.wait()
-            for stream in (child.stdin, child.stdout):
-                if stream:
-                    stream.close()
-
-
-def _messages(child: subprocess.Popen[bytes], job: Job) -> Iterator[Message]:
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        child.stdin.write(msgspec.json.encode(job, enc_hook=str))
-        child.stdin.close()
-    except BrokenPipeError:
-        return  # it died before it read the job: its end is told below
-    for line in child.stdout:
-        yield msgspec.json.decode(line, type=Message)
-
-
-def _read_back(log: IO[bytes]) -> bytes:
-    log.seek(0)
-    return log.read()
-
-
-def _death(code: int, log: bytes) -> UnavailableError:
-    tail = log.decode("utf-8", "replace").strip().rpartition("\n")[2]
-    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return UnavailableError(
-        f"the measurement's process ended with {ending}" + (f": {tail}" if tail else ""),
-        hint="`edgekit doctor` tells whether the runtime works here.",
-    )
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'' if count == 1 else 's'}" if count else "the runtime's threads"
+    answer = run_job(job, show)
+    if isinstance(answer, EdgeKitError):
+        return Measurement(candidate, None, answer)
+    assert isinstance(answer, Sample)
+    return Measurement(candidate, answer)

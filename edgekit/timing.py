@@ -1,22 +1,14 @@
-"""What a row of latencies says, and how far it may be believed. Pure functions on arrays of nanoseconds."""
+"""What a row of latencies says: its percentiles as far as it supports them, each with its interval.
+
+Pure functions on arrays of nanoseconds.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
-__all__ = [
-    "PERCENTILES",
-    "Conditions",
-    "Latency",
-    "Stability",
-    "is_settled",
-    "judge_stability",
-    "needed_samples",
-    "summarise",
-]
+__all__ = ["PERCENTILES", "Latency", "Slice", "needed_samples", "order_interval", "slices", "summarise"]
 
 #: The percentiles that are reported where the sample supports them.
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -24,20 +16,8 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 #: A percentile needs this many samples beyond it: fewer, and one stray sample moves it.
 _BEYOND = 10
 
-#: Warm-up is over when this many consecutive blocks have medians this close to their own median.
-_SETTLED_BLOCKS = 5
-_SETTLED_WITHIN = 0.05
-
-#: Steady state: slices of the run, and how far their medians may lie apart, and drift from first to last.
-_SLICES = 10
-_LEAST_SAMPLES = 50
-_SPREAD_LIMIT = 0.10
-_DRIFT_LIMIT = 0.05
-_SLOW_LIMIT = 0.05  # share of samples slower than twice the median
-
-#: What other processes may take, in cores, and a hypervisor, as a share of all cores.
-_OTHERS_LIMIT = 0.5
-_STOLEN_LIMIT = 0.02
+#: Two-sided level of the intervals.
+_LEVEL = 0.95
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -45,9 +25,13 @@ class Latency(msgspec.Struct, frozen=True):
 
     Attributes:
         n: Calls measured.
+        mad: Median absolute deviation from the median.
         percentiles: `p50` … to its value, of those that the sample supports.
         refused: `p99` … to why it is not given.
-        mad: Median absolute deviation from the median.
+        cov: Coefficient of variation: the standard deviation as a share of the mean.
+        max_at_s: When the slowest call began, in seconds after the first; None where not noted down.
+        intervals: `p50` … to the two-sided 95 % interval of the value, of those given. It takes the calls for
+            independent; neighbours are alike, so it is the least that the value is unsure by.
     """
 
     n: int
@@ -57,42 +41,24 @@ class Latency(msgspec.Struct, frozen=True):
     mad: float
     percentiles: dict[str, float]
     refused: dict[str, str]
+    cov: float = 0.0
+    max_at_s: float | None = None
+    intervals: dict[str, tuple[float, float]] = {}
 
 
-class Conditions(msgspec.Struct, frozen=True):
-    """What else went on while the latencies were taken.
-
-    Attributes:
-        settled: Whether the warm-up came to rest.
-        cores: CPU cores of the machine.
-        others_cores: Cores that other processes kept busy, on average.
-        stolen: Share of the machine's time that its hypervisor gave to somebody else.
-        governor: CPU frequency governor, empty where there is none to see.
-    """
-
-    settled: bool
-    cores: int
-    others_cores: float
-    stolen: float = 0.0
-    governor: str = ""
-
-
-class Stability(msgspec.Struct, frozen=True):
-    """Whether the latencies came from a machine at rest.
+class Slice(msgspec.Struct, frozen=True):
+    """The calls that began in one stretch of a run, in milliseconds.
 
     Attributes:
-        verdict: `stable`, `unstable`, or `unknown` where there are too few calls to tell.
-        reasons: What was unsteady, and what may have caused it.
-        spread: Largest minus smallest median of the run's slices, as a share of the median.
-        drift: Change of the median from the first third of the run to the last, as a share.
-        slow_share: Share of the calls that took more than twice the median.
+        at_s: Where the stretch begins, in seconds after the first call.
+        n: Calls.
     """
 
-    verdict: str
-    reasons: tuple[str, ...]
-    spread: float = 0.0
-    drift: float = 0.0
-    slow_share: float = 0.0
+    at_s: float
+    n: int
+    min: float
+    p50: float
+    max: float
 
 
 def needed_samples(percentile: float) -> int:
@@ -104,93 +70,96 @@ def needed_samples(percentile: float) -> int:
     return round(_BEYOND / (1 - percentile / 100))
 
 
-def summarise(durations_ns: np.ndarray) -> Latency:
+def order_interval(n: int, percentile: float, level: float = _LEVEL) -> tuple[int, int] | None:
+    """Return the ranks, from 1, of the two samples between which a percentile lies with a probability of `level`.
+
+    Whatever the distribution: of n independent samples, those below the percentile are binomial (H. A. David and
+    H. N. Nagaraja, Order Statistics, 3rd edition, section 7.1).
+
+    Args:
+        n: Samples.
+        percentile: In (0, 100).
+        level: Two-sided.
+
+    Returns:
+        None where the sample has no such two.
+
+    >>> order_interval(100, 50.0), order_interval(1000, 99.0), order_interval(20, 99.0)
+    ((40, 61), (983, 997), None)
+    """
+    p = percentile / 100
+    half = int(12 * (n * p * (1 - p)) ** 0.5) + 12  # beyond it there is nothing that a float would hold
+    low, high = max(0, round(n * p) - half), min(n, round(n * p) + half)
+    k = np.arange(low, high)
+    steps = np.log((n - k) / (k + 1.0)) + np.log(p / (1 - p))
+    log_mass = np.concatenate([[0.0], np.cumsum(steps)])
+    mass = np.exp(log_mass - log_mass.max())
+    below = np.cumsum(mass) / mass.sum()  # P(at most low + i samples lie below)
+    tail = (1 - level) / 2
+    lower = low + int(np.searchsorted(below, tail, side="right"))
+    upper = low + int(np.searchsorted(below, 1 - tail)) + 1
+    return (lower, upper) if lower >= 1 and upper <= n else None
+
+
+def summarise(durations_ns: np.ndarray, starts_ns: np.ndarray | None = None) -> Latency:
     """Summarise latencies; percentiles only as far as the sample supports them.
 
     Args:
         durations_ns: int64 [n], n >= 1, one call each, in nanoseconds.
+        starts_ns: int64 [n], when each call began, by any clock.
     """
     n = len(durations_ns)
     times_ms = durations_ns / 1e6
+    in_order = np.sort(times_ms)
     given: dict[str, float] = {}
     refused: dict[str, str] = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for percentile in PERCENTILES:
         name = f"p{percentile:g}"
-        if n >= needed_samples(percentile):
-            given[name] = float(np.percentile(times_ms, percentile, method="inverted_cdf"))
-        else:
+        if n < needed_samples(percentile):
             refused[name] = f"needs {needed_samples(percentile)} samples, got {n}"
-    deviation = np.median(np.abs(times_ms - np.median(times_ms)))
+            continue
+        given[name] = float(np.percentile(in_order, percentile, method="inverted_cdf"))
+        ranks = order_interval(n, percentile)
+        if ranks is not None:
+            intervals[name] = (float(in_order[ranks[0] - 1]), float(in_order[ranks[1] - 1]))
+    mean, slowest = float(times_ms.mean()), int(times_ms.argmax())
     return Latency(
         n=n,
-        min=float(times_ms.min()),
-        mean=float(times_ms.mean()),
-        max=float(times_ms.max()),
-        mad=float(deviation),
+        min=float(in_order[0]),
+        mean=mean,
+        max=float(in_order[-1]),
+        mad=float(np.median(np.abs(times_ms - np.median(times_ms)))),
         percentiles=given,
         refused=refused,
+        cov=float(times_ms.std() / mean) if mean else 0.0,
+        max_at_s=None if starts_ns is None else float(starts_ns[slowest] - starts_ns[0]) / 1e9,
+        intervals=intervals,
     )
 
 
-def is_settled(medians: Sequence[float]) -> bool:
-    """Tell whether the last block medians (any unit) have stopped moving.
-
-    >>> is_settled([9.0, 1.0, 1.01, 0.99, 1.0, 1.02])
-    True
-    >>> is_settled([1.0, 1.1, 1.2, 1.3, 1.4])
-    False
-    """
-    last = np.asarray(medians[-_SETTLED_BLOCKS:])
-    if len(last) < _SETTLED_BLOCKS:
-        return False
-    middle = float(np.median(last))
-    return bool(np.all(np.abs(last - middle) <= _SETTLED_WITHIN * middle))
-
-
-def judge_stability(durations_ns: np.ndarray, conditions: Conditions) -> Stability:
-    """Judge whether the latencies describe the model or the moment.
+def slices(durations_ns: np.ndarray, starts_ns: np.ndarray, most: int) -> tuple[Slice, ...]:
+    """Return the run in at most `most` stretches of equal length, those without a call left out.
 
     Args:
-        durations_ns: int64 [n], in the order measured, in nanoseconds.
-        conditions: What else went on.
+        durations_ns: int64 [n], n >= 1.
+        starts_ns: int64 [n], ascending.
+        most: At least 1.
     """
-    causes = _causes(conditions)
-    if len(durations_ns) < _LEAST_SAMPLES:
-        few = f"{len(durations_ns)} calls are too few to tell (needs {_LEAST_SAMPLES}): give more --seconds"
-        return Stability("unknown", (few, *causes))
-    middle = float(np.median(durations_ns))
-    medians = [float(np.median(each)) for each in np.array_split(durations_ns, _SLICES)]
-    spread = (max(medians) - min(medians)) / middle
-    first, _, last = (float(np.median(each)) for each in np.array_split(durations_ns, 3))
-    drift = last / first - 1
-    slow = float(np.mean(durations_ns > 2 * middle))
-    symptoms = [
-        (not conditions.settled, "the warm-up did not settle"),
-        (spread > _SPREAD_LIMIT, f"medians of {_SLICES} slices lie {spread:.0%} apart"),
-        (abs(drift) > _DRIFT_LIMIT, f"the median drifted by {drift:+.0%} from the first third to the last"),
-        (slow > _SLOW_LIMIT, f"{slow:.1%} of the calls took more than twice the median"),
-        (conditions.others_cores > _OTHERS_LIMIT, "the machine was busy"),
-    ]
-    reasons = [text for holds, text in symptoms if holds]
-    if not reasons:
-        return Stability("stable", (), spread, drift, slow)
-    return Stability("unstable", (*reasons, *(causes or ("no cause was seen",))), spread, drift, slow)
-
-
-def _causes(conditions: Conditions) -> tuple[str, ...]:
-    governor = conditions.governor
-    found = [
-        (
-            conditions.others_cores > _OTHERS_LIMIT,
-            f"because other processes used {conditions.others_cores:.1f} of {conditions.cores} cores",
-        ),
-        (
-            conditions.stolen > _STOLEN_LIMIT,
-            f"because the hypervisor took {conditions.stolen:.0%} of the CPU time",
-        ),
-        (
-            bool(governor) and governor != "performance",
-            f"perhaps because the CPU frequency governor is {governor}",
-        ),
-    ]
-    return tuple(text for holds, text in found if holds)
+    after_s = (starts_ns - starts_ns[0]) / 1e9
+    edges = np.linspace(0.0, float(after_s[-1]), min(most, len(after_s)) + 1)[:-1]
+    first = np.searchsorted(after_s, edges)
+    found = []
+    for at_s, begin, end in zip(edges, first, [*first[1:], len(after_s)], strict=True):
+        if begin < end:
+            times_ms = durations_ns[begin:end] / 1e6
+            found.append(
+                Slice(
+                    round(float(at_s), 6),
+                    int(end - begin),
+                    float(times_ms.min()),
+                    float(np.median(times_ms)),
+                    float(times_ms.max()),
+                )
+            )
+    return tuple(found)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from importlib import import_module
 
 from edgekit.errors import UsageError
-from edgekit.runtimes.base import ModelFiles, Runtime, Session, SessionOptions
+from edgekit.runtimes.base import ModelFiles, OpProfiler, OpTime, Runtime, Session, SessionOptions
 
-__all__ = ["RUNTIMES", "ModelFiles", "Runtime", "Session", "SessionOptions", "get_runtime"]
+__all__ = [
+    "RUNTIMES",
+    "ModelFiles",
+    "OpProfiler",
+    "OpTime",
+    "Runtime",
+    "Session",
+    "SessionOptions",
+    "get_runtime",
+]
 
 #: Runtime name to class. Adding a runtime is one file, one line here and one test.
 RUNTIMES = {

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ModelFiles",
+    "OpProfiler",
+    "OpTime",
     "Runtime",
     "Session",
     "SessionOptions",
@@ -24,6 +26,7 @@ __all__ = [
     "load_first",
     "not_importable",
     "pick_providers",
+    "typical_ops",
 ]
 
 
@@ -73,12 +76,15 @@ class Session(abc.ABC):
         outputs: What `run` returns.
         placement: What really runs where, such as `{"CPUExecutionProvider": "8 of 8 nodes"}`.
         fresh_outputs: Whether `run` returns new arrays each time, which a caller may keep without copying.
+        compile_ms: How much of opening it went into making it runnable (optimising, delegating, building engines),
+            in milliseconds; None where the library reads and compiles in one call.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     placement: Mapping[str, str]
     fresh_outputs: ClassVar[bool] = False
+    compile_ms: float | None = None
 
     # Name, dtype and shape of every array of the last feed that was admitted. Most feeds look like the one
     # before; comparing with it costs a tenth of reading the specs again.
@@ -143,9 +149,69 @@ class Session(abc.ABC):
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model once on a feed that fits."""
 
+    def settings(self) -> dict[str, str]:
+        """Return how it runs, in the library's own words: threads, streams, precision; read back where it tells."""
+        return {}
+
     @abc.abstractmethod
     def close(self) -> None:
         """Free the native model; a closed session is not used again."""
+
+
+class OpTime(msgspec.Struct, frozen=True):
+    """One operator as the runtime's own profiler tells of it.
+
+    Attributes:
+        name: Of the node.
+        kind: Of the operator, such as `Conv`.
+        kernel: What computed it, in the library's words; empty where it does not tell.
+        place: The provider or device that ran it.
+        us: Of one call of the model, in microseconds.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    place: str
+    us: float
+
+
+class OpProfiler(abc.ABC):
+    """A session with the library's profiler on.
+
+    Attributes:
+        session: To be run as any other.
+    """
+
+    session: Session
+
+    def collect(self) -> None:  # noqa: B027  most tell at the end
+        """Take what the profiler knows of the last call; called after each call that counts."""
+
+    @abc.abstractmethod
+    def finish(self, calls: int) -> tuple[OpTime, ...]:
+        """Close the session and return the operators by the last `calls` calls, as `typical_ops` does."""
+
+
+def typical_ops(calls: Sequence[Sequence[OpTime]]) -> tuple[OpTime, ...]:
+    """Return each operator with the mean of the middle half of its times: a call that was held up moves nothing.
+
+    Args:
+        calls: The operators of each call; one that runs several times in a call counts with its sum.
+    """
+    found: dict[tuple[str, str], OpTime] = {}
+    times: dict[tuple[str, str], list[float]] = {}
+    for rank, call in enumerate(calls):
+        for each in call:
+            key = (each.name, each.kind)
+            found.setdefault(key, each)
+            row = times.setdefault(key, [0.0] * len(calls))
+            row[rank] += each.us
+    quarter = len(calls) // 4
+    middle = {key: sorted(row)[quarter : len(row) - quarter] for key, row in times.items()}
+    return tuple(
+        msgspec.structs.replace(each, us=sum(middle[key]) / len(middle[key])) for key, each in found.items()
+    )
 
 
 class Runtime(abc.ABC):
@@ -156,12 +222,14 @@ class Runtime(abc.ABC):
         formats: Artifact formats that it opens.
         extra: The extra of `edgekit-deploy` that provides it.
         packages: Top-level packages that may carry its library; none where it has no library.
+        no_op_times: Why it cannot tell the time of single operators; empty where it can.
     """
 
     name: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
+    no_op_times: ClassVar[str] = "EdgeKit does not read its profiler"
 
     @abc.abstractmethod
     def version(self) -> str:
@@ -187,6 +255,15 @@ class Runtime(abc.ABC):
             UnavailableError: The runtime, or the first provider asked for, is not available here.
             InvalidFileError: The runtime cannot read the file.
         """
+
+    def profile_ops(self, files: ModelFiles, options: SessionOptions) -> OpProfiler:  # noqa: ARG002
+        """Open an artifact with the library's profiler on.
+
+        Raises:
+            UnavailableError: The library has no profiler, as `no_op_times` says, or what `load` raises it for.
+            InvalidFileError: The runtime cannot read the file.
+        """
+        raise UnavailableError(f"{self.name} cannot tell the time of single operators: {self.no_op_times}")
 
 
 def not_importable(runtime: type[Runtime], error: ImportError) -> UnavailableError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ class LiteRT(Runtime):
     formats = ("tflite",)
     extra = "tflite"
     packages = tuple(module.partition(".")[0] for module in LIBRARIES.values())
+    no_op_times = "its Python interpreter has no profiler (LiteRT's benchmark_model has one: --enable_op_profiling=true)"
 
     def version(self) -> str:  # noqa: D102  the contract is the base class's
         library = _library()
@@ -102,23 +104,26 @@ class LiteRT(Runtime):
         _check_identifier(files)
         settings = _settings(library, options)
 
-        def open_interpreter() -> Any:
+        def open_interpreter() -> tuple[Any, float]:
             return _open(library, files, settings)
 
-        return LiteRTSession(open_interpreter, files)
+        return LiteRTSession(open_interpreter, files, settings)
 
 
-def _open(library: _Library, files: ModelFiles, settings: Mapping[str, Any]) -> Any:
+def _open(library: _Library, files: ModelFiles, settings: Mapping[str, Any]) -> tuple[Any, float]:
+    """Return an interpreter, and how long it took to delegate and allocate, in milliseconds."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorFlow's interpreter tells that it will go away
             interpreter = library.module.Interpreter(model_path=str(files.path), **settings)
-        interpreter.allocate_tensors()
+        begin = perf_counter()
+        interpreter.allocate_tensors()  # delegates too
+        compile_ms = 1e3 * (perf_counter() - begin)
     except (ValueError, RuntimeError) as error:
         raise InvalidFileError(
             f"{files.path} is not a model that {library.distribution} can read: {error}"
         ) from error
-    return interpreter
+    return interpreter, compile_ms
 
 
 def _check_identifier(files: ModelFiles) -> None:
@@ -148,9 +153,16 @@ class LiteRTSession(Session):
 
     fresh_outputs = True
 
-    def __init__(self, open_interpreter: Callable[[], Any], files: ModelFiles) -> None:
+    def __init__(
+        self,
+        open_interpreter: Callable[[], tuple[Any, float]],
+        files: ModelFiles,
+        settings: Mapping[str, Any],
+    ) -> None:
         self.inputs, self.outputs = files.inputs, files.outputs
-        interpreter: Any = open_interpreter()
+        interpreter: Any
+        interpreter, self.compile_ms = open_interpreter()
+        self._settings = settings
         signed_inputs, signed_outputs = _signature(interpreter)
         inputs = _named(interpreter.get_input_details(), signed_inputs)
         outputs = _named(interpreter.get_output_details(), signed_outputs)
@@ -185,7 +197,7 @@ class LiteRTSession(Session):
             self._resize(wanted)
         except (ValueError, RuntimeError) as error:
             # tflite-runtime 2.14 dies of a signal when it is used again after this
-            self._interpreter, self._shapes = self._open(), self._fresh_shapes
+            (self._interpreter, _), self._shapes = self._open(), self._fresh_shapes
             raise UsageError(
                 f"the TFLite model does not take these shapes ({error})", got=dict(shapes)
             ) from error
@@ -195,6 +207,11 @@ class LiteRTSession(Session):
         for index, shape in shapes.items():
             self._interpreter.resize_tensor_input(index, shape)
         self._interpreter.allocate_tensors()
+
+    def settings(self) -> dict[str, str]:
+        threads = self._settings["num_threads"]
+        plain = "experimental_op_resolver_type" in self._settings
+        return {"num_threads": str(threads or "default"), "xnnpack": "off" if plain else "on"}
 
     def close(self) -> None:
         self._interpreter = None

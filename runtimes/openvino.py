@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from edgekit.errors import InvalidFileError, UnavailableError, UsageError
 from edgekit.runtimes.base import (
     ModelFiles,
+    OpProfiler,
+    OpTime,
     Runtime,
     Session,
     SessionOptions,
@@ -18,6 +24,7 @@ from edgekit.runtimes.base import (
     load_first,
     not_importable,
     pick_providers,
+    typical_ops,
 )
 from edgekit.tensors import TensorSpec, sample_shape
 
@@ -33,6 +40,15 @@ STATIC = ("NPU",)
 
 #: Devices that stand for others, which must be named: `AUTO:NPU,CPU`.
 _COMPOSITE = ("AUTO", "MULTI", "HETERO")
+
+#: Properties that say how a model runs.
+_TOLD = (
+    "INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT",
+    "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE",
+)  # fmt: skip
+
+#: Calls whose operators are kept.
+_MOST_CALLS = 1000
 
 #: OpenVINO's names of element types, where they are not numpy's.
 _DTYPES = {
@@ -80,6 +96,7 @@ class OpenVino(Runtime):
     formats = ("openvino",)
     extra = "openvino"
     packages = ("openvino",)
+    no_op_times = ""
 
     def version(self) -> str:  # noqa: D102  the contract is the base class's
         _core()
@@ -100,6 +117,12 @@ class OpenVino(Runtime):
             return _compile(core, _read(core, files), files, devices[0], options)
 
         return load_first(devices, load, allow_fallback=options.allow_fallback)
+
+    def profile_ops(self, files: ModelFiles, options: SessionOptions) -> OpProfiler:  # noqa: D102  the contract is the base class's
+        counting = msgspec.structs.replace(options, extra={**options.extra, "PERF_COUNT": True})
+        session = self.load(files, counting)
+        assert isinstance(session, OpenVinoSession)
+        return _Counters(session)
 
 
 def present_devices(wanted: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
@@ -159,6 +182,7 @@ def _compile(core: Any, model: Any, files: ModelFiles, device: str, options: Ses
     config = compile_options(device, options)
     if device.partition(":")[0].partition(".")[0] in STATIC:
         inputs = tuple(TensorSpec(spec.name, spec.dtype, sample_shape(spec), spec.layout) for spec in inputs)
+    begin = perf_counter()
     try:
         if inputs is not files.inputs:
             ports = _by_name(model.inputs)
@@ -173,7 +197,9 @@ def _compile(core: Any, model: Any, files: ModelFiles, device: str, options: Ses
         raise UnavailableError(
             f"OpenVINO's device {device} could not compile {files.path}: {_last_line(error)}"
         ) from error
-    return OpenVinoSession(compiled, inputs, files)
+    session = OpenVinoSession(compiled, inputs, files)
+    session.compile_ms = 1e3 * (perf_counter() - begin)
+    return session
 
 
 def _by_name(ports: Sequence[Any]) -> dict[str, Any]:
@@ -198,6 +224,7 @@ class OpenVinoSession(Session):
         order = list(compiled.outputs)
         self._outputs = [(name, order.index(results[own])) for name, own in taken]
         self._views: list[tuple[str, np.ndarray]] = []
+        self._compiled: Any = compiled
         self.placement = dict.fromkeys(compiled.get_property("EXECUTION_DEVICES"), "all nodes")
 
     def _reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -216,6 +243,50 @@ class OpenVinoSession(Session):
         request.infer(share_outputs=True)
         return {name: request.get_output_tensor(index).data for name, index in self._outputs}
 
+    def settings(self) -> dict[str, str]:
+        told = {}
+        for name in _TOLD:
+            try:
+                told[name] = _plainly(self._compiled.get_property(name))
+            except RuntimeError:  # this device does not tell
+                continue
+        return told
+
+    def op_times(self) -> list[OpTime]:
+        """Return the operators of the last call; only with `PERF_COUNT`.
+
+        Those that the compiler took out or folded into others ran in no time of their own, and are left out.
+        """
+        places = ", ".join(self.placement)
+        return [
+            OpTime(
+                each.node_name, each.node_type, each.exec_type, places, each.real_time.total_seconds() * 1e6
+            )
+            for each in self._request.get_profiling_info()
+            if each.status.name == "EXECUTED"
+        ]
+
     def close(self) -> None:
         self._views = []
-        self._request = None
+        self._request = self._compiled = None
+
+
+def _plainly(value: Any) -> str:
+    """Return a property without the wrapping of OpenVINO's own types: `<Type: 'bfloat16'>`, `Mode.PERFORMANCE`."""
+    text = getattr(value, "name", None) or str(value)
+    return str(text).removeprefix("<Type: '").removesuffix("'>")
+
+
+class _Counters(OpProfiler):
+    """OpenVINO counts per request: the last call's times are read after each."""
+
+    def __init__(self, session: OpenVinoSession) -> None:
+        self.session, self._opened = session, session
+        self._calls: deque[list[OpTime]] = deque(maxlen=_MOST_CALLS)
+
+    def collect(self) -> None:
+        self._calls.append(self._opened.op_times())
+
+    def finish(self, calls: int) -> tuple[OpTime, ...]:
+        self._opened.close()
+        return typical_ops(list(self._calls)[-calls:])

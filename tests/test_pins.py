@@ -9,14 +9,16 @@ import pytest
 
 from edgekit import profiling
 from edgekit.bundle import Bundle
+from edgekit.candidates import Candidate
 from edgekit.detect import detect
 from edgekit.errors import UnavailableError
 from edgekit.local import open_here, session_here
 from edgekit.manifest import Plan
 from edgekit.measure import Job, Sample, measure
 from edgekit.pins import Pin, read_pin, remove_pin, write_pin
-from edgekit.profiling import Candidate, Measurement, pick
-from edgekit.timing import Latency, Stability
+from edgekit.profiling import Measurement, pick
+from edgekit.stability import Stability
+from edgekit.timing import Latency
 from tests.conversions import run_main
 from tests.runtimes.bundles import write_tiny
 from tests.runtimes.cases import runtime_or_skip

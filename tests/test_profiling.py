@@ -7,11 +7,13 @@ import msgspec
 import pytest
 
 from edgekit.bundle import Bundle
+from edgekit.candidates import candidates, default_threads
 from edgekit.detect import detect
 from edgekit.errors import UnavailableError, UsageError
 from edgekit.manifest import Plan
 from edgekit.measure import Job, Sample, measure
-from edgekit.profiling import Measurement, _governors, candidates, default_threads, place_of, profile_bundle
+from edgekit.profile_identity import governors, place_of
+from edgekit.profiling import Measurement, profile_bundle
 from edgekit.runtimes import SessionOptions
 from edgekit.tensors import TensorSpec
 from tests.bundle_samples import artifact, write
@@ -101,7 +103,9 @@ def test_the_json_has_the_same_keys_after_an_error(bundle: Bundle) -> None:
     assert done["error"] is None
     assert {"runtime", "artifact", "threads", "batch", "load_ms", "first_ms", "warm_up_s", "throughput_per_s",
             "peak_mib", "latency_ms", "stability", "placement", "version"} <= set(done)  # fmt: skip
-    assert {"percentiles", "refused", "n", "min", "mean", "max", "mad"} == set(done["latency_ms"])
+    assert {
+        "percentiles", "refused", "intervals", "n", "min", "mean", "max", "max_at_s", "mad", "cov",
+    } == set(done["latency_ms"])  # fmt: skip
     msgspec.json.encode(done)
 
 
@@ -191,12 +195,12 @@ def test_a_latency_counts_for_the_target_only_where_this_is_the_target(
 
 
 def test_governors_are_read_where_there_are_any(tmp_path: Path) -> None:
-    assert _governors(tmp_path) == ""
+    assert governors(tmp_path) == {}
     for core, governor in enumerate(("ondemand", "ondemand", "performance")):
         folder = tmp_path / f"cpu{core}" / "cpufreq"
         folder.mkdir(parents=True)
         (folder / "scaling_governor").write_text(f"{governor}\n")
-    assert _governors(tmp_path) == "ondemand, performance"
+    assert governors(tmp_path) == {"cpu0": "ondemand", "cpu1": "ondemand", "cpu2": "performance"}
 
 
 def test_an_unknown_runtime_or_artifact_is_refused(bundle: Bundle) -> None:

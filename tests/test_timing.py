@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.timing import Conditions, is_settled, judge_stability, needed_samples, summarise
+from edgekit.stability import Conditions, is_settled, judge_stability
+from edgekit.timing import needed_samples, summarise
 
 pytestmark = pytest.mark.device
 

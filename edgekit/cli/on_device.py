@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["profile_on"]
 
 #: Options of `profile` that mean the same on a device; others write here, or speak of folders here.
-_PASSED_ON = ("runtimes", "artifact", "threads", "batches", "seconds", "picking", "device", "allow_fallback")
+_PASSED_ON = (
+    "runtimes", "artifact", "threads", "batches", "seconds", "picking", "device", "allow_fallback", "ops", "top",
+    "idle_gaps", "gaps", "through_daemon", "sustain",
+)  # fmt: skip
 #: Those of them that `verify` takes too, so that what is proven is what is measured.
 _PROVEN_BY = {"artifact": "--artifact", "device": "--device"}
 

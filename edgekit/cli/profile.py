@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from edgekit.profiling import Identity, Measurement, ProfileReport
+    from edgekit.profiling import Probes, ProfileReport
 
 __all__ = ["profile"]
 
@@ -48,6 +48,37 @@ __all__ = ["profile"]
     metavar="S",
     help="Length of each measurement after its warm-up.",
 )
+@click.option("--ops", is_flag=True, help="Also tell the time of single operators, in a run of its own.")
+@click.option(
+    "--top", type=click.IntRange(1, 1000), metavar="N", help="Operators to list with --ops.  [default: 10]"
+)
+@click.option("--idle-gaps", is_flag=True, help="Also time single calls after pauses of 0, 1 and 10 s.")
+@click.option(
+    "--gap",
+    "gaps",
+    multiple=True,
+    type=click.FloatRange(0.0, 3600.0),
+    metavar="S",
+    help="Another pause for --idle-gaps, in seconds; may be repeated.",
+)
+@click.option(
+    "--through-daemon",
+    is_flag=True,
+    help="Also send the same calls through `edgekit serve`, in turns with this process: the daemon's cost.",
+)
+@click.option(
+    "--sustain",
+    metavar="TIME",
+    help="Also run so long without a pause, as in 10m or 90s: what heat does to it.",
+)
+@click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write profile.json, a page with plots, and the plots as PNG into DIR.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier report in DIR.")
 @click.option(
     "--pick",
     "picking",
@@ -67,6 +98,14 @@ def profile(
     threads: tuple[int, ...],
     batches: tuple[int, ...],
     seconds: float,
+    ops: bool,
+    top: int | None,
+    idle_gaps: bool,
+    gaps: tuple[float, ...],
+    through_daemon: bool,
+    sustain: str | None,
+    report_dir: Path | None,
+    overwrite: bool,
     picking: bool,
     unpin: bool,
     state_dir: str | None,
@@ -79,10 +118,10 @@ def profile(
 
     Each combination of runtime, threads and batch runs in a process of its own: loaded, run once, warmed up
     until it settles, then timed. A percentile is given only where the sample supports it, and an unsteady
-    machine is called so.
+    machine is called so. docs/profile.md says what each number means.
     """
     from edgekit.bundle import open_bundle
-    from edgekit.cli.output import print_json, progress_bar
+    from edgekit.cli.output import progress_bar
     from edgekit.profiling import profile_bundle
 
     if on is not None:
@@ -90,7 +129,12 @@ def profile(
 
         profile_on(click.get_current_context(), bundle, on, as_json=as_json)
         return
+    probes = _probes(ops, top, sustain, gaps, idle_gaps=idle_gaps, through_daemon=through_daemon)
     given = {
+        "ops": ops,
+        "idle-gaps": idle_gaps,
+        "through-daemon": through_daemon,
+        "sustain": sustain,
         "runtime": runtimes,
         "artifact": artifact,
         "batch": batches,
@@ -98,11 +142,12 @@ def profile(
         "allow-fallback": allow_fallback,
     }
     _check_pick(given, threads, picking=picking, unpin=unpin, state_dir=state_dir)
+    _check_report(report_dir, overwrite=overwrite, unpin=unpin)
     if unpin:
         _unpin(bundle, state_dir)
         return
     if picking:
-        _pick(bundle, threads, seconds, state_dir, as_json=as_json)
+        _pick(bundle, threads, seconds, state_dir, report_dir, as_json=as_json)
         return
     with progress_bar("measuring", quiet=as_json) as watch:
         report = profile_bundle(
@@ -114,12 +159,86 @@ def profile(
             seconds=seconds,
             device=device,
             allow_fallback=allow_fallback,
+            probes=probes,
             watch=watch,
         )
+    _tell(report, report_dir, as_json=as_json)
+
+
+def _tell(report: ProfileReport, report_dir: Path | None, *, as_json: bool, **more: object) -> None:
+    """Write the report where one is wanted, and print the JSON or the tables."""
+    from edgekit.cli.output import print_json
+    from edgekit.cli.profile_output import print_profile
+
+    data = {**report.as_json(), **more}
+    if report_dir is not None:
+        from edgekit.profile_report import write_profile
+
+        write_profile(report_dir, data)
     if as_json:
-        print_json(report.as_json())
-    else:
-        _print(report)
+        print_json(data)
+        return
+    print_profile(report)
+    if report_dir is not None:
+        click.echo(f"report: {report_dir / 'profile.html'}")
+
+
+def _probes(
+    ops: bool,
+    top: int | None,
+    sustain: str | None,
+    gaps: tuple[float, ...],
+    *,
+    idle_gaps: bool,
+    through_daemon: bool,
+) -> Probes:
+    """Return what else is measured; refuse what would be ignored."""
+    from edgekit.endurance import GAPS_S
+    from edgekit.errors import UsageError
+    from edgekit.profiling import Probes
+
+    for option, needed, is_lost in (
+        ("--top", "--ops", top and not ops),
+        ("--gap", "--idle-gaps", gaps and not idle_gaps),
+    ):
+        if is_lost:
+            raise UsageError(f"{option} has no meaning here", expected=f"{needed} with it")
+    return Probes(
+        top_ops=(top or 10) if ops else 0,
+        gaps_s=tuple(sorted({*GAPS_S, *gaps})) if idle_gaps else (),
+        sustain_s=_duration_s(sustain) if sustain is not None else 0.0,
+        daemon=through_daemon,
+    )
+
+
+def _duration_s(text: str) -> float:
+    """Return seconds of `90s`, `10m`, `1.5h` or a number of seconds."""
+    import re
+
+    from edgekit.errors import UsageError
+
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)(s|m|h|)", text.strip())
+    seconds = float(found[1]) * {"h": 3600, "m": 60}.get(found[2], 1) if found else 0.0
+    if not 1 <= seconds <= 86_400:
+        raise UsageError(
+            "--sustain is no length of time", got=repr(text), expected="10m, 90s or 1h; 1 s to 24 h"
+        )
+    return seconds
+
+
+def _check_report(folder: Path | None, *, overwrite: bool, unpin: bool) -> None:
+    """Refuse before anything is measured what would fail after it."""
+    from edgekit.errors import UsageError
+
+    if folder is None:
+        if overwrite:
+            raise UsageError("--overwrite has no meaning here", expected="--report with it")
+        return
+    if unpin:
+        raise UsageError("--unpin measures nothing", hint="Leave the other options out.")
+    from edgekit.profile_report import check_folder
+
+    check_folder(folder, overwrite=overwrite)
 
 
 def _check_pick(
@@ -152,12 +271,18 @@ def _unpin(path: Path, state_dir: str | None) -> None:
 
 
 def _pick(
-    path: Path, threads: tuple[int, ...], seconds: float, state_dir: str | None, *, as_json: bool
+    path: Path,
+    threads: tuple[int, ...],
+    seconds: float,
+    state_dir: str | None,
+    report_dir: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     import msgspec
 
     from edgekit.bundle import open_bundle
-    from edgekit.cli.output import print_json, progress_bar
+    from edgekit.cli.output import progress_bar
     from edgekit.errors import UnavailableError
     from edgekit.profiling import pick
 
@@ -165,10 +290,7 @@ def _pick(
         report, plan = pick(
             open_bundle(path), threads=threads, seconds=seconds, state_dir=state_dir, watch=watch
         )
-    if as_json:
-        print_json({**report.as_json(), "pinned": msgspec.to_builtins(plan) if plan else None})
-    else:
-        _print(report)
+    _tell(report, report_dir, as_json=as_json, pinned=msgspec.to_builtins(plan) if plan else None)
     if plan is None:
         raise UnavailableError(
             "nothing is pinned: the machine was not at rest",
@@ -176,77 +298,3 @@ def _pick(
         )
     if not as_json:
         click.echo(f"pinned: {plan.artifact} in {plan.runtime}, {plan.threads} threads; --unpin forgets it")
-
-
-def _print(report: ProfileReport) -> None:
-    from edgekit.cli.output import print_table
-    from edgekit.timing import PERCENTILES
-
-    for line in _identity(report.identity):
-        click.echo(line)
-    names = tuple(f"p{each:g}" for each in PERCENTILES)
-    header = (
-        "runtime",
-        "artifact",
-        "threads",
-        "batch",
-        "load",
-        "first",
-        "min",
-        *names,
-        "samples/s",
-        "peak MiB",
-    )
-    click.echo("")
-    print_table("", (*header, "verdict"), [_row(each, names) for each in report.measurements])
-    click.echo(
-        "Times in ms, one caller, inputs from the golden set; samples/s counts every sample of a batch."
-    )
-    for line in dict.fromkeys(_remarks(report)):
-        click.echo(line)
-
-
-def _identity(identity: Identity) -> Iterator[str]:
-    yield f"{identity.bundle}, made for {identity.target}, digest {identity.digest[:12]}"
-    yield f"measured on: {identity.place} ({identity.device}: {identity.board}, {identity.isa}, {identity.cores} cores)"
-    governor = f", governor {identity.governor}" if identity.governor else ""
-    load = identity.load_average[0]
-    yield f"{identity.kernel}{governor}, load average {load:.2f} before, EdgeKit {identity.edgekit}"
-    if identity.place == "host":
-        yield f"These times say nothing about the speed of {identity.target}."
-
-
-def _row(measurement: Measurement, names: tuple[str, ...]) -> tuple[str, ...]:
-    plan, sample = measurement.candidate.plan, measurement.sample
-    head = (plan.runtime, plan.artifact, str(plan.threads), str(measurement.candidate.batch))
-    if sample is None:
-        return (*head, *[""] * (len(names) + 5), "failed")
-    latency = sample.latency
-    return (
-        *head,
-        f"{sample.load_ms:.1f}",
-        f"{sample.first_ms:.2f}",
-        f"{latency.min:.3f}",
-        *(f"{latency.percentiles[name]:.3f}" if name in latency.percentiles else "–" for name in names),
-        f"{sample.throughput_per_s:.0f}",
-        f"{sample.peak_mib:.0f}",
-        sample.stability.verdict,
-    )
-
-
-def _remarks(report: ProfileReport) -> Iterator[str]:
-    for each in report.measurements:
-        plan = each.candidate.plan
-        yield from (f"plan: {reason}" for reason in plan.reasons)
-    for each in report.measurements:
-        if each.sample is None:
-            yield f"{each.candidate}: failed: {each.error}"
-            continue
-        sample = each.sample
-        where = ", ".join(f"{name} ({what})" for name, what in sample.placement.items())
-        yield f"{each.candidate.plan.runtime}: {sample.version}, ran on {where}"
-        yield from (
-            f"{each.candidate}: {name} not given: {why}" for name, why in sample.latency.refused.items()
-        )
-        if sample.stability.reasons:
-            yield f"{each.candidate}: {sample.stability.verdict}: {'; '.join(sample.stability.reasons)}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["DeviceHealth", "read_health"]
+__all__ = ["DeviceHealth", "read_health", "zone_celsius"]
 
 #: What a thermal zone can mean, in °C: drivers report odd numbers for sensors that are off.
 _PLAUSIBLE_C = (-60.0, 200.0)
@@ -30,7 +30,7 @@ class DeviceHealth(msgspec.Struct, frozen=True):
 def read_health(root: str | Path = "/") -> DeviceHealth:
     """Read temperature and throttling below `root`; what is not there or makes no sense is left out."""
     sys = Path(root) / "sys"
-    zones = [_celsius(path) for path in sorted(sys.glob("class/thermal/thermal_zone*/temp"))]
+    zones = [zone_celsius(path) for path in sorted(sys.glob("class/thermal/thermal_zone*/temp"))]
     hot = [zone for zone in zones if zone is not None]
     flags = [
         _throttle_bits(path) for path in sorted(sys.glob("devices/platform/soc/*firmware/get_throttled"))
@@ -38,7 +38,7 @@ def read_health(root: str | Path = "/") -> DeviceHealth:
     return DeviceHealth(max(hot, default=None), any(bits & _THROTTLED_NOW for bits in flags))
 
 
-def _celsius(path: Path) -> float | None:
+def zone_celsius(path: Path) -> float | None:
     """Return a zone's temperature; the kernel writes millidegrees."""
     try:
         value = int(path.read_text(encoding="ascii")) / 1000.0

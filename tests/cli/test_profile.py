@@ -47,7 +47,8 @@ def test_json(path: str) -> None:
     report = json.loads(done.output)
     assert list(report) == ["schema", "identity", "measurements"]
     assert list(report["identity"]) == [
-        "place", "target", "device", "board", "isa", "cores", "governor", "kernel", "load_average", "python",
+        "place", "target", "device", "board", "soc", "isa", "cores", "governor", "governors", "power_mode", "kernel", "system",
+        "load_average", "python",
         "edgekit", "bundle", "digest",
     ]  # fmt: skip
     (row,) = report["measurements"]
