@@ -14,13 +14,23 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 340, 64, 44, 18, 24
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis: values from `low` to `high` on pixels from `start` to `end`; logarithmic where `log`."""
+    """An axis: values from `low` to `high` on pixels from `start` to `end`.
+
+    Attributes:
+        low: At `start`.
+        high: At `end`.
+        start: Pixel.
+        end: Pixel.
+        log: Whether it is logarithmic.
+        marks: The only values with a tick, where not all numbers mean something; empty for round ones.
+    """
 
     low: float
     high: float
     start: float
     end: float
     log: bool = False
+    marks: tuple[float, ...] = ()
 
     @classmethod
     def over(
@@ -42,7 +52,9 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Return round values, at most about ten."""
+        """Return the values with a tick: `marks`, or round ones, at most about ten."""
+        if self.marks:
+            return list(self.marks)
         if self.log:
             return self._decades()
         span = self.high - self.low
@@ -63,11 +75,11 @@ def axes(xs: Scale, ys: Scale, x_name: str, y_name: str) -> str:
     base = HEIGHT - BOTTOM
     lines = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{ys.at(v):.1f}" y2="{ys.at(v):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{ys.at(v) + 4:.1f}" text-anchor="end">{v:.4g}</text>'
+        f'<text class="tick" x="{LEFT - 6}" y="{ys.at(v) + 4:.1f}" text-anchor="end">{_tick(v)}</text>'
         for v in ys.ticks()
     ]
     lines += [
-        f'<text class="tick" x="{xs.at(v):.1f}" y="{base + 16}" text-anchor="middle">{v:.4g}</text>'
+        f'<text class="tick" x="{xs.at(v):.1f}" y="{base + 16}" text-anchor="middle">{_tick(v)}</text>'
         for v in xs.ticks()
     ]
     lines.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
@@ -76,3 +88,12 @@ def axes(xs: Scale, ys: Scale, x_name: str, y_name: str) -> str:
         f'<text class="label" x="4" y="12">{html.escape(y_name)}</text>'
     )
     return "".join(lines)
+
+
+def _tick(value: float) -> str:
+    """Return a tick's text.
+
+    >>> _tick(30000.0), _tick(0.05), _tick(1e-7)
+    ('30,000', '0.05', '1e-07')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgekit.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, axes
 
@@ -42,6 +42,7 @@ def curves(
     log_y: bool = False,
     zero: bool = False,
     top: float | None = None,
+    marks: Sequence[float] = (),
 ) -> str:
     """Return lines on axes in common, with a legend above where there is more than one name.
 
@@ -53,12 +54,14 @@ def curves(
         log_y: The same.
         zero: Whether a linear vertical axis begins at 0.
         top: Where the vertical axis ends; None for a little above the highest point.
+        marks: The only ticks of the horizontal axis; empty for round numbers.
     """
     points = [point for line in lines for point in line.points]
     xs = Scale.over([x for x, _ in points], LEFT, WIDTH - RIGHT, log=log_x)
+    xs = replace(xs, marks=tuple(marks))
     ys = Scale.over([y for _, y in points], HEIGHT - BOTTOM, TOP, zero=zero, log=log_y)
     if top is not None:
-        ys = Scale(ys.low, top, ys.start, ys.end, log=log_y)
+        ys = replace(ys, high=top)
     body = "".join(_line(line, xs, ys) for line in sorted(lines, key=lambda line: not line.faint))
     chart = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_name)} over '

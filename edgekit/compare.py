@@ -30,6 +30,8 @@ _BLOCKS = 20
 _COMPARED = (50.0, 90.0, 95.0, 99.0)
 #: What of the identity must be equal for a ratio to be the bundle's doing.
 _CONDITIONS = ("device", "board", "isa", "cores", "governor", "kernel", "python")
+#: The same, of what profiles did not always hold: compared where both have it.
+_NEWER_CONDITIONS = ("soc", "power_mode", "system")
 #: Metric to its unit where it is not a percentile.
 _PLAIN = {"load": "ms", "first": "ms", "peak": "MiB"}
 _FIELDS = {"load": "load_ms", "first": "first_ms", "peak": "peak_mib"}
@@ -177,10 +179,8 @@ def compare_profiles(a: Mapping[str, Any], b: Mapping[str, Any], *, seed: int = 
         rows = [{_key(row): row for row in each["measurements"] if not row["error"]} for each in (a, b)]
         both = [key for key in rows[0] if key in rows[1]]
         pairs = tuple(_pair(key, rows[0][key], rows[1][key], seed) for key in both)
-        differences = tuple(
-            f"{name}: {a['identity'][name]} and {b['identity'][name]}"
-            for name in (*_CONDITIONS, "digest")
-            if a["identity"][name] != b["identity"][name]
+        differences = _differences(
+            a["identity"], b["identity"], [(rows[0][key], rows[1][key]) for key in both]
         )
     except (KeyError, TypeError) as error:
         raise InvalidFileError(f"a profile is incomplete: {error}") from error
@@ -197,6 +197,24 @@ def compare_profiles(a: Mapping[str, Any], b: Mapping[str, Any], *, seed: int = 
         if key not in other
     )
     return Comparison(differences, pairs, only)
+
+
+def _differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> tuple[str, ...]:
+    """Return the conditions that are not the same, in words: of the machines, then of the runtimes."""
+    names = (*_CONDITIONS, "digest", *(each for each in _NEWER_CONDITIONS if each in a and each in b))
+    found = [f"{name}: {_said(a[name])} and {_said(b[name])}" for name in names if a[name] != b[name]]
+    versions = [(mine["runtime"], mine.get("version"), other.get("version")) for mine, other in pairs]
+    found += [f"{name}: {one} and {two}" for name, one, two in versions if one and two and one != two]
+    return tuple(dict.fromkeys(found))
+
+
+def _said(value: object) -> object:
+    """Return a condition as it is printed."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {each}" for key, each in value.items()) or "none"
+    return value if value != "" else "none"
 
 
 def _key(row: Mapping[str, Any]) -> _Key:

@@ -178,7 +178,7 @@ def sustain(session: Session, feed: Feed, seconds: float, tell: Tell, *, root: s
         )
         if (began - start) / 1e9 < edge_s:
             edges[0].add(block)
-        if (end - now) / 1e9 < edge_s:
+        if (end - began) / 1e9 <= edge_s:  # windows begin late, never early
             edges[1].add(block)
         looks.append(look(root, ask_firmware=now >= end))
         tell("sustained", (now - start) / (end - start))

@@ -19,14 +19,14 @@ h2{font-size:1.1rem;margin:2.2rem 0 .6rem}h3{font-size:.95rem;margin:1.2rem 0 .4
 border-radius:3px;overflow-wrap:anywhere}.banner{background:var(--card);border-left:4px solid var(--good);padding:.6rem .9rem;
 border-radius:4px;margin:1rem 0}.banner.refused{border-color:var(--bad)}
 table{border-collapse:collapse;width:100%;font-size:.9rem}th,td{text-align:left;padding:.35rem .4rem;vertical-align:top;
-border-bottom:1px solid var(--rule);overflow-wrap:break-word}th{color:var(--soft);font-weight:600}td.n{text-align:right;
+border-bottom:1px solid var(--rule);overflow-wrap:break-word}th{color:var(--soft);font-weight:600}th.n{text-align:right}td.n{text-align:right;
 font-variant-numeric:tabular-nums;white-space:nowrap}td.why{min-width:9rem;overflow-wrap:anywhere}
 td.name{white-space:nowrap}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:.4rem 0;font-size:.9rem}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}.accepted{color:var(--good)}
 .stable{color:var(--good)}.unknown{color:var(--doubt)}.unstable{color:var(--bad)}.unproven{color:var(--doubt)}.refused,.failed{color:var(--bad)}.skipped{color:var(--soft)}
 details{border:1px solid var(--rule);border-radius:6px;padding:.5rem .9rem;margin:.7rem 0}summary{cursor:pointer;
 font-weight:600;overflow-wrap:anywhere}svg{display:block;max-width:100%;height:auto;font:12px system-ui,sans-serif}
-.scroll{overflow-x:auto}svg.chart{width:100%;max-width:42rem;
+.scroll{overflow-x:auto}.scroll+table{margin-top:.6rem}svg.chart{width:100%;max-width:42rem;
 min-width:30rem}svg text.name{paint-order:stroke;stroke:var(--paper);stroke-width:3px}svg.square{width:100%}svg text{fill:var(--ink)}svg text.tick,svg text.label{fill:var(--soft)}
 .grid{stroke:var(--rule)}.axis{stroke:var(--soft)}.front{fill:none;stroke:var(--main);stroke-dasharray:4 4}
 .dot{stroke-width:2;fill-opacity:.75}.dot.accepted{fill:var(--good);stroke:var(--good)}.dot.unproven{fill:var(--doubt);
@@ -39,7 +39,7 @@ figcaption{font-size:.82rem;overflow-wrap:anywhere}figcaption b{color:var(--ink)
 border-radius:2px;margin:0 .3em 0 .8em;vertical-align:-.05em;background:var(--main)}.key.float{background:var(--second)}
 .c0{--c:var(--main)}.c1{--c:var(--second)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
 .curve{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}.curve.faint{stroke-width:1;opacity:.6}circle[class^=c]{fill:var(--c)}
-.key[class*=" c"]{background:var(--c)}.key.faint{opacity:.6}.legend span{white-space:nowrap}.legend>span:first-child .key{margin-left:0}
+.key[class*=" c"]{background:var(--c)}.key.faint{opacity:.6}.legend{display:flex;flex-wrap:wrap;gap:.1rem 1rem}.legend .key{margin-left:0}
 .bar.fallback{fill:var(--second)}.banner ul{padding-left:1.2rem}.unsteady{border-color:var(--bad)}
 @media(max-width:40rem){thead{display:none}tr{display:block;border-bottom:1px solid var(--rule);padding:.5rem 0}
 td,td.n{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.1rem 0;white-space:normal;text-align:right}
@@ -69,7 +69,10 @@ def esc(value: object) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]) -> str:
     """Return a table of (class, inner HTML) cells; on a narrow screen each row becomes a card."""
-    head = "".join(f"<th>{esc(name)}</th>" for name in header)
+    numeric = {i for row in rows for i, (kind, _) in enumerate(row) if kind == "n"}
+    head = "".join(
+        f"<th{' class=n' if i in numeric else ''}>{esc(name)}</th>" for i, name in enumerate(header)
+    )
     body = "".join(
         "<tr>"
         + "".join(

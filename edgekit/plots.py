@@ -71,10 +71,20 @@ def _lines(panel: Any, lines: Sequence[Curve], x_name: str, y_name: str) -> None
         panel.legend(fontsize=8)
 
 
+def _plain_ticks(axis: Any) -> None:
+    """Write plain numbers at 1, 2 and 5 on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def _cdf(rows: Sequence[Mapping[str, Any]]) -> bytes:
     figure, (panel,) = _figure(1)
     _lines(panel, cdf(rows), "latency, ms", "share of calls")
     panel.set_xscale("log")
+    _plain_ticks(panel.xaxis)
     return _png(figure)
 
 
@@ -84,6 +94,7 @@ def _over_time(rows: Sequence[Mapping[str, Any]]) -> bytes:
     for panel, row in zip(panels, shown, strict=True):
         _lines(panel, over_time(row), "time, s", "latency, ms")
         panel.set_yscale("log")
+        _plain_ticks(panel.yaxis)
         panel.set_title(label(row), fontsize=9, loc="left")
     return _png(figure)
 

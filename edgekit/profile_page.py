@@ -37,7 +37,7 @@ def profile_page(data: Mapping[str, Any]) -> str:
         _latencies(data["measurements"]),
         "<p class='note'>Milliseconds, one caller, inputs from the golden set; samples/s counts every sample.</p>",
         "<h3>Share of calls that took at most so long</h3>",
-        curves(cdf(rows), "latency, ms", "share of calls", log_x=True, zero=True, top=1.0),
+        curves(cdf(rows), "latency, ms", "share of calls", log_x=True, zero=True, top=1.06),
         _sweep(rows),
         "<h2>Each measurement</h2>",
         *(_section(row, is_open=row is quickest) for row in rows),
@@ -75,7 +75,7 @@ def _doubt(row: Row) -> str:
 
 def _latencies(rows: Sequence[Row]) -> str:
     header = ("measurement", *_PERCENTILES, "max", "samples/s", "load", "first", "peak", "verdict")
-    return table(header, [list(_latency(row)) for row in rows])
+    return f"<div class='scroll'>{table(header, [list(_latency(row)) for row in rows])}</div>"
 
 
 def _latency(row: Row) -> Iterator[tuple[str, str]]:
@@ -87,21 +87,32 @@ def _latency(row: Row) -> Iterator[tuple[str, str]]:
     found = row["latency_ms"]
     for name in _PERCENTILES:
         yield "n", _percentile(found, name)
-    yield "n", f"{found['max']:.3g}"
+    yield "n", _ms(found["max"])
     yield "n", f"{row['throughput_per_s']:,.0f}"
     yield "n", f"{row['load_ms']:.1f} ms"
-    yield "n", f"{row['first_ms']:.3g} ms"
+    yield "n", f"{_ms(row['first_ms'])} ms"
     yield "n", f"{row['peak_mib']:.0f} MiB"
     yield row["stability"]["verdict"], row["stability"]["verdict"]
+
+
+def _ms(value: float) -> str:
+    """Return milliseconds with as many digits as mean something.
+
+    >>> _ms(0.03217), _ms(4.5678), _ms(68.21), _ms(1234.5)
+    ('0.0322', '4.57', '68.2', '1,234')
+    """
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _percentile(found: Mapping[str, Any], name: str) -> str:
     if name not in found["percentiles"]:
         return f"<span class='note' title='{esc(found['refused'].get(name, ''))}'>–</span>"
     interval = found["intervals"].get(name)
-    value = f"{found['percentiles'][name]:.4g}"
+    value = _ms(found["percentiles"][name])
     return (
-        f"<span title='95 %: {interval[0]:.4g} to {interval[1]:.4g} ms'>{value}</span>" if interval else value
+        f"<span title='95 %: {_ms(interval[0])} to {_ms(interval[1])} ms'>{value}</span>"
+        if interval
+        else value
     )
 
 
@@ -109,9 +120,11 @@ def _sweep(rows: Sequence[Row]) -> str:
     p50 = sweep(rows, "p50")
     if not p50:
         return ""
+    marks = sorted({row["threads"] for row in rows})
+    throughput = sweep(rows, "throughput_per_s")
     return (
-        f"<h2>Sweep</h2>{curves(p50, 'threads', 'p50, ms', zero=True)}"
-        f"{curves(sweep(rows, 'throughput_per_s'), 'threads', 'samples/s', zero=True)}"
+        f"<h2>Sweep</h2>{curves(p50, 'threads', 'p50, ms', zero=True, marks=marks)}"
+        f"{curves(throughput, 'threads', 'samples/s', zero=True, marks=marks)}"
     )
 
 
@@ -145,16 +158,16 @@ def _phases(row: Row) -> str:
     at = f", {found['max_at_s']:.2f} s in" if found["max_at_s"] is not None else ""
     refused = "; ".join(f"{name} {why}" for name, why in found["refused"].items())
     intervals = ", ".join(
-        f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in found["intervals"].items()
+        f"{name} {_ms(low)} to {_ms(high)}" for name, (low, high) in found["intervals"].items()
     )
     rows = [
         ("import", f"{row['import_ms']:.0f} ms"),
         ("load", f"{row['load_ms']:.1f} ms"),
         ("compile", f"{compiling}; {kept}"),
-        ("first call", f"{row['first_ms']:.3g} ms"),
+        ("first call", f"{_ms(row['first_ms'])} ms"),
         ("warm-up", f"{row['warm_up_s']:.2f} s, {row['warm_up_runs']:,} calls, {warm}"),
         ("steady", f"{row['steady_s']:.2f} s, {found['n']:,} calls"),
-        ("min, mean, max", f"{found['min']:.4g}, {found['mean']:.4g}, {found['max']:.4g} ms{at}"),
+        ("min, mean, max", f"{_ms(found['min'])}, {_ms(found['mean'])}, {_ms(found['max'])} ms{at}"),
         ("MAD, CoV", f"{found['mad']:.3g} ms, {found['cov']:.1%}"),
         ("95 % intervals, ms", intervals or "none: too few calls"),
     ]
@@ -276,8 +289,8 @@ def _sustained(row: Row) -> str:
         points = [(each["at_s"] / 60, t) for each, t in zip(found["windows"], degrees, strict=False)]
         heat = curves([Curve("temperature", points, 1)], "time, min", "hottest zone, °C")
     facts_ = [
-        (f"first {found['edge_s']:.0f} s", f"p50 {found['first_p50_ms']:.4g} ms"),
-        (f"last {found['edge_s']:.0f} s", f"p50 {found['last_p50_ms']:.4g} ms, {found['change']:+.1%}"),
+        (f"first {found['edge_s']:.0f} s", f"p50 {_ms(found['first_p50_ms'])} ms"),
+        (f"last {found['edge_s']:.0f} s", f"p50 {_ms(found['last_p50_ms'])} ms, {found['change']:+.1%}"),
         ("slowed down", "; ".join(found["heat"]["throttled"]) or "not seen"),
         *energy,
     ]

@@ -93,6 +93,18 @@ def test_conditions_that_differ_and_lonely_candidates_are_said() -> None:
     assert len(found.pairs) == 1
 
 
+def test_what_only_newer_profiles_hold_is_compared_where_both_do() -> None:
+    old, new, newer = profile(1), profile(2, version="litert 2.3"), profile(3, version="litert 2.4")
+    new["identity"] |= {"soc": "bcm2711", "power_mode": "", "system": {"l4t": "36.4"}}
+    newer["identity"] |= {"soc": "bcm2711", "power_mode": "nvpmodel 1", "system": {}}
+    assert compare_profiles(old, new).differences == ()
+    assert compare_profiles(new, newer).differences == (
+        "power_mode: none and nvpmodel 1",
+        "system: l4t 36.4 and none",
+        "litert: litert 2.3 and litert 2.4",
+    )
+
+
 def test_without_anything_in_common_there_is_nothing_to_compare() -> None:
     with pytest.raises(UsageError, match=r"no measurement in common.*batch 1.*batch 8.*Measure the same"):
         compare_profiles(profile(1), profile(2, batch=8))

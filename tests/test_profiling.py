@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,8 @@ from edgekit.detect import detect
 from edgekit.errors import UnavailableError, UsageError
 from edgekit.manifest import Plan
 from edgekit.measure import Job, Sample, measure
-from edgekit.profile_identity import governors, place_of
-from edgekit.profiling import Measurement, profile_bundle
+from edgekit.profile_identity import governors, identify, place_of
+from edgekit.profiling import Measurement, Probes, profile_bundle
 from edgekit.runtimes import SessionOptions
 from edgekit.tensors import TensorSpec
 from tests.bundle_samples import artifact, write
@@ -201,6 +202,78 @@ def test_governors_are_read_where_there_are_any(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "scaling_governor").write_text(f"{governor}\n")
     assert governors(tmp_path) == {"cpu0": "ondemand", "cpu1": "ondemand", "cpu2": "performance"}
+
+
+def test_the_identity_names_everything_that_a_ratio_depends_on(bundle: Bundle, tmp_path: Path) -> None:
+    root = tmp_path / "orin"
+    shutil.copytree(Path(__file__).parent / "devices" / "trees" / "jetson-orin-nano", root)
+    for name, text in {
+        "var/lib/nvpmodel/status": "pmode:0001",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil",
+        "sys/devices/system/cpu/cpu10/cpufreq/scaling_governor": "performance",
+        "sys/devices/system/cpu/cpu2/cpufreq/scaling_governor": "schedutil",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    found = identify(bundle, detect(str(root)), 6, str(root))
+    assert found.device == "jetson-orin-nano"
+    assert found.soc == "nvidia,tegra234"
+    assert list(found.governors) == ["cpu0", "cpu2", "cpu10"]
+    assert found.governor == "performance, schedutil"
+    assert found.power_mode == "nvpmodel 1"
+    assert found.system["sm"] == "8.7"
+    assert found.system["l4t"]
+
+
+def test_the_artifact_is_part_of_the_identity(bundle: Bundle) -> None:
+    report = profile_bundle(bundle, runtimes=["null"], threads=[1], batches=[3], seconds=0.1)
+    row = report.measurements[0].as_json()
+    assert row["model"] == {
+        "sha256": bundle.manifest.files["artifacts/tflite-fp32/model.tflite"].sha256,
+        "precision": "fp32",
+        "inputs": {"image": {"dtype": "float32", "shape": [3, 4, 4, 1]}},
+    }
+    assert {"settings", "options", "providers", "placement", "version", "cache", "compile_ms"} <= set(row)
+    assert row["pss_mib"] is None or 0 < row["pss_mib"] <= row["peak_mib"]
+    assert sum(each["n"] for each in row["over_time"]) == row["latency_ms"]["n"]
+
+
+def test_sensors_are_part_of_a_measurement(bundle: Bundle, tmp_path: Path) -> None:
+    zone = tmp_path / "root/sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "temp").write_text("55000\n")
+    sample = measure(
+        msgspec.structs.replace(job(bundle), root=str(tmp_path / "root")), lambda _phase, _share: None
+    )
+    assert sample.heat.zones_c == {"thermal_zone0": 55.0}
+    assert "temperature" not in sample.heat.absent
+    assert "power" in sample.heat.absent
+
+
+def test_pauses_and_the_sustained_run_come_after_the_latencies(bundle: Bundle) -> None:
+    report = profile_bundle(
+        bundle,
+        runtimes=["null"],
+        batches=[1],
+        seconds=0.1,
+        probes=Probes(gaps_s=(0.0, 0.01), sustain_s=1.0),
+    )
+    (measurement,) = report.measurements  # of a sustained run, the plan's own threads alone
+    assert measurement.candidate.plan.threads == 0
+    assert measurement.sample is not None
+    assert [each.gap_s for each in measurement.sample.idle_gaps] == [0.0, 0.01]
+    assert measurement.sample.sustained is not None
+    assert measurement.sample.sustained.seconds >= 1.0
+    assert measurement.sample.steady_s < 0.9
+
+
+def test_a_long_steady_phase_ends_when_it_has_enough_calls(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.steady.MOST_RUNS", 100)
+    sample = measure(job(bundle, seconds=600), lambda _phase, _share: None)
+    assert sample.latency.n == 100
+    assert sample.steady_s < 60
 
 
 def test_an_unknown_runtime_or_artifact_is_refused(bundle: Bundle) -> None:

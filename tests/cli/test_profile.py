@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from edgekit.cli.profile import profile
+from edgekit.cli.profile import _duration_s, profile
 from tests.bundle_samples import write
+from tests.conversions import run_main
 
 pytestmark = pytest.mark.device
 
@@ -54,6 +55,61 @@ def test_json(path: str) -> None:
     (row,) = report["measurements"]
     assert row["latency_ms"]["min"] <= row["latency_ms"]["mean"]
     assert ("p99.9" in row["latency_ms"]["refused"]) is (row["latency_ms"]["n"] < 10_000)
+
+
+def test_what_else_can_be_measured_is_in_tables_and_json(path: str) -> None:
+    words = [
+        path, "--runtime", "null", "--threads", "1", "--seconds", "0.1", "--sustain", "1s", "--through-daemon",
+    ]  # fmt: skip
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    assert "sustained 1 s" in done.output
+    assert "through the daemon  " in done.output
+    assert "The daemon's cost: " in done.output
+    assert " not read: " in done.output or "hottest zone" in done.output
+    (row,) = json.loads(run(*words, "--json").output)["measurements"]
+    assert row["sustained"]["runs"] > 0
+    assert row["through_daemon"]["through_daemon"]["n"] >= 60
+    assert (row["ops"], row["idle_gaps"]) == (None, [])
+
+
+def test_pauses_are_those_of_the_default_and_more(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr("edgekit.endurance.GAPS_S", (0.0,))
+    done = run(
+        path, "--runtime", "null", "--threads", "1", "--seconds", "0.1", "--idle-gaps", "--gap", "0.01"
+    )
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.output.splitlines() if line.strip().startswith(("0 ", "0.01 "))]
+    assert [(row[0], row[1]) for row in rows] == [("0", "30"), ("0.01", "30")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--top", "3"], "--top has no meaning here: expected --ops with it"),
+        (["--gap", "3"], "--gap has no meaning here: expected --idle-gaps with it"),
+        (["--overwrite"], "--overwrite has no meaning here: expected --report with it"),
+        (["--sustain", "soon"], "--sustain is no length of time: got 'soon'"),
+        (["--sustain", "0.5s"], "1 s to 24 h"),
+        (["--sustain", "25h"], "1 s to 24 h"),
+        (["--pick", "--ops"], "--ops has no meaning with --pick"),
+        (["--unpin", "--through-daemon"], "--through-daemon has no meaning with --unpin"),
+        (["--unpin", "--report", "x"], "--unpin measures nothing"),
+    ],
+)
+def test_options_that_would_be_ignored(
+    path: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = run_main(["profile", path, *words], capsys)
+    assert said.code == 2
+    assert message in said.line
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), ("30", 30.0), (" 2m ", 120.0)]
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert _duration_s(text) == seconds
 
 
 @pytest.mark.parametrize(
