@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import tempfile
@@ -44,12 +43,12 @@ def served(bundle: Bundle, plan: Plan, device: str) -> Iterator[Served]:
         folder = Path(name)
         state, path = folder / "state", folder / "s"
         write_pin(Pin(1, bundle.digest, device, plan, 0.0, __version__), state)
-        environment = {**os.environ, "STATE_DIRECTORY": str(state)}
         command = python_command(
-            "-m", "edgekit", "serve", str(bundle.root), "--http", "off", "--socket", str(path)
-        )
+            "-m", "edgekit", "serve", str(bundle.root), "--http", "off", "--socket", str(path),
+            "--state-dir", str(state),
+        )  # fmt: skip
         with (folder / "log").open("wb") as log:
-            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait(child, folder / "log", f"ready: {bundle.manifest.name} version", plan)
             yield Served(path, bundle.manifest.name, child.pid)

@@ -63,9 +63,9 @@ def serve_bundles(
         recorder.start()
 
         def shelf() -> list[Offer]:
-            return [_offer(bundle, options, recorder) for bundle in installed(state)]
+            return [_offer(bundle, options, recorder, state) for bundle in installed(state)]
 
-        offers = [_offer(bundle, options, recorder) for bundle in chosen]
+        offers = [_offer(bundle, options, recorder, state) for bundle in chosen]
         return Daemon(offers, settings, announce, shelf).run()
 
 
@@ -85,7 +85,7 @@ def choose_installed(bundles: Sequence[Path], state: StateFolder) -> list[Instal
     return found
 
 
-def _offer(bundle: Installed, options: LoadOptions, recorder: Recorder) -> Offer:
+def _offer(bundle: Installed, options: LoadOptions, recorder: Recorder, state: StateFolder) -> Offer:
     def load_watched() -> Model:
         opened = bundle.opened or open_bundle(bundle.path)
         model = load(
@@ -96,6 +96,7 @@ def _offer(bundle: Installed, options: LoadOptions, recorder: Recorder) -> Offer
             allow_fallback=options.allow_fallback,
             allow_unproven=options.allow_unproven,
             threads=options.threads,
+            state_dir=state.root,
         )
         model.monitor = monitor_for(opened, model.plan)
         recorder.watch(model.monitor)
