@@ -64,7 +64,7 @@ def curves(
         ys = replace(ys, high=top)
     body = "".join(_line(line, xs, ys) for line in sorted(lines, key=lambda line: not line.faint))
     chart = (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_name)} over '
+        f'<svg class="chart fit" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_name)} over '
         f'{html.escape(x_name)}">{axes(xs, ys, x_name, y_name)}{body}</svg>'
     )
     return f"{_legend(lines)}<div class='scroll'>{chart}</div>"

@@ -42,9 +42,9 @@ border-radius:2px;margin:0 .3em 0 .8em;vertical-align:-.05em;background:var(--ma
 .key[class*=" c"]{background:var(--c)}.key.faint{opacity:.6}.legend{display:flex;flex-wrap:wrap;gap:.1rem 1rem}.legend .key{margin-left:0}
 .bar.fallback{fill:var(--second)}.banner ul{padding-left:1.2rem}.unsteady{border-color:var(--bad)}
 @media(max-width:40rem){thead{display:none}tr{display:block;border-bottom:1px solid var(--rule);padding:.5rem 0}
-td,td.n{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.1rem 0;white-space:normal;text-align:right}
+td,td.n,td.name{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.1rem 0;white-space:normal;text-align:right}
 td::before{content:attr(data-label);color:var(--soft);flex:none}td.name{font-weight:600}td.why{display:block;text-align:left;min-width:0}
-td.why::before{display:block}td.empty{display:none}}
+td.why::before{display:block}td.empty{display:none}svg.fit{min-width:0}svg.fit text{font-size:18px}}
 """
 
 

@@ -250,6 +250,16 @@ def test_sensors_are_part_of_a_measurement(bundle: Bundle, tmp_path: Path) -> No
     assert "power" in sample.heat.absent
 
 
+def test_a_slowed_down_processor_is_the_cause(bundle: Bundle, tmp_path: Path) -> None:
+    bits = tmp_path / "root/sys/devices/platform/soc/soc:firmware/get_throttled"
+    bits.parent.mkdir(parents=True)
+    bits.write_text("4\n")
+    slowed = msgspec.structs.replace(job(bundle, 0.3), root=str(tmp_path / "root"))
+    sample = measure(slowed, lambda _phase, _share: None)
+    assert sample.stability.verdict == "unstable"
+    assert "because the firmware reports throttling" in sample.stability.reasons
+
+
 def test_pauses_and_the_sustained_run_come_after_the_latencies(bundle: Bundle) -> None:
     report = profile_bundle(
         bundle,

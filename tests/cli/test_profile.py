@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgekit.cli.profile import _duration_s, profile
+from edgekit.errors import UsageError
 from tests.bundle_samples import write
 from tests.conversions import run_main
 
@@ -103,6 +104,18 @@ def test_options_that_would_be_ignored(
     said = run_main(["profile", path, *words], capsys)
     assert said.code == 2
     assert message in said.line
+
+
+def test_on_a_device_the_same_is_asked_for(path: str) -> None:
+    pytest.importorskip("cryptography", reason="needs edgekit-deploy[agent]")
+    from edgekit.cli.on_device import _words
+
+    words = ["--ops", "--top", "3", "--idle-gaps", "--gap", "2.0", "--through-daemon", "--sustain", "10m"]
+    context = profile.make_context("profile", [path, "--on", "ssh://pi@host", *words])
+    assert _words(context) == (tuple(words), ())
+    context = profile.make_context("profile", [path, "--on", "ssh://pi@host", "--report", "out"])
+    with pytest.raises(UsageError, match="--report has no meaning with --on"):
+        _words(context)
 
 
 @pytest.mark.parametrize(
