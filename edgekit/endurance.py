@@ -137,6 +137,33 @@ class _Edge:
         return float(np.median(np.frombuffer(self.times, np.int64))) / 1e6
 
 
+class _Record:
+    """What a sustained run leaves behind: its windows, its first and its last stretch.
+
+    Args:
+        start_ns: When it begins.
+        end_ns: When it is to end.
+        edge_s: Length of the first and of the last stretch.
+    """
+
+    def __init__(self, start_ns: int, end_ns: int, edge_s: float) -> None:
+        self.windows: list[Slice] = []
+        self.first, self.last, self.runs = _Edge(), _Edge(), 0
+        self._start, self._end, self._edge_ns = start_ns, end_ns, edge_s * 1e9
+
+    def add(self, began_ns: int, block: array[int]) -> None:
+        """Take the latencies of a window, in ns, at least one."""
+        times_ms = np.frombuffer(block, np.int64) / 1e6
+        at_s = (began_ns - self._start) / 1e9
+        low, middle, high = (float(of(times_ms)) for of in (np.min, np.median, np.max))
+        self.windows.append(Slice(at_s, len(block), low, middle, high))
+        self.runs += len(block)
+        if began_ns - self._start < self._edge_ns:
+            self.first.add(block)
+        if self._end - began_ns <= self._edge_ns:  # windows begin late, never early
+            self.last.add(block)
+
+
 def sustain(session: Session, feed: Feed, seconds: float, tell: Tell, *, root: str = "/") -> Sustained:
     """Run without a pause for minutes, and say what became of latency, temperature and power.
 
@@ -148,72 +175,63 @@ def sustain(session: Session, feed: Feed, seconds: float, tell: Tell, *, root: s
         root: Where the sensors are looked for.
     """
     tell("at rest", 0.0)
-    rest_s, rest_looks = _rest(min(_REST_S, seconds / 10), root)
+    rest_w = _rest_w(min(_REST_S, seconds / 10), root)
     edge_s = min(_EDGE_S, seconds * _EDGE_SHARE)
     window_ns = int(min(max(1.0, seconds / _WINDOWS), seconds * _EDGE_SHARE) * 1e9)
-    edges = _Edge(), _Edge()
-    windows: list[Slice] = []
     looks = [look(root, ask_firmware=True)]
-    run, clock = session.run, perf_counter_ns
-    start = now = clock()
-    end, runs = start + int(seconds * 1e9), 0
+    start = now = perf_counter_ns()
+    end = start + int(seconds * 1e9)
+    record = _Record(start, end, edge_s)
     while now < end:
-        block = array("q")
-        began, until = now, min(end, now + window_ns)
-        while now < until:
-            begin = clock()
-            run(feed)
-            now = clock()
-            block.append(now - begin)
-        runs += len(block)
-        times_ms = np.frombuffer(block, np.int64) / 1e6
-        windows.append(
-            Slice(
-                (began - start) / 1e9,
-                len(block),
-                float(times_ms.min()),
-                float(np.median(times_ms)),
-                float(times_ms.max()),
-            )
-        )
-        if (began - start) / 1e9 < edge_s:
-            edges[0].add(block)
-        if (end - began) / 1e9 <= edge_s:  # windows begin late, never early
-            edges[1].add(block)
+        began = now
+        block, now = _window(session, feed, min(end, began + window_ns))
+        record.add(began, block)
         looks.append(look(root, ask_firmware=now >= end))
         tell("sustained", (now - start) / (end - start))
     wall_s = (now - start) / 1e9
-    first, last = (edge.p50_ms() for edge in edges)
+    first, last = record.first.p50_ms(), record.last.p50_ms()
     energy, source = _energy_j(looks, wall_s)
-    rest_j, _ = _energy_j(rest_looks, rest_s)
-    rest_w = rest_j / rest_s if rest_j is not None else None
+    above_j = None if energy is None or rest_w is None else energy - rest_w * wall_s
     return Sustained(
         seconds=wall_s,
-        runs=runs,
+        runs=record.runs,
         edge_s=edge_s,
         first_p50_ms=first,
         last_p50_ms=last,
         change=last / first - 1,
-        windows=tuple(windows),
+        windows=tuple(record.windows),
         temperatures_c=tuple(each.hottest_c for each in looks[1:] if each.hottest_c is not None),
         heat=heat_of(looks, wall_s),
         energy_j=energy,
         energy_of=source,
         rest_w=rest_w,
-        energy_per_run_mj=None
-        if energy is None or rest_w is None
-        else 1e3 * (energy - rest_w * wall_s) / runs,
+        energy_per_run_mj=None if above_j is None else 1e3 * above_j / record.runs,
     )
 
 
-def _rest(seconds: float, root: str) -> tuple[float, list[Sensors]]:
-    """Sleep, and look at the sensors before, in the middle of and after it; return its length too."""
+def _window(session: Session, feed: Feed, until_ns: int) -> tuple[array[int], int]:
+    """Run until then, once at least; return the latencies in ns and the time."""
+    block = array("q")
+    run, clock = session.run, perf_counter_ns
+    now = 0
+    while now < until_ns:
+        begin = clock()
+        run(feed)
+        now = clock()
+        block.append(now - begin)
+    return block, now
+
+
+def _rest_w(seconds: float, root: str) -> float | None:
+    """Return the power of a machine at rest, watched for a while; None where it cannot be read."""
     looks = [look(root)]
     start = time.monotonic()
     for _ in range(2):
         time.sleep(seconds / 2)
         looks.append(look(root))
-    return time.monotonic() - start, looks
+    wall_s = time.monotonic() - start
+    energy, _ = _energy_j(looks, wall_s)
+    return energy / wall_s if energy is not None else None
 
 
 def _energy_j(looks: Sequence[Sensors], wall_s: float) -> tuple[float | None, str]:
