@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgekit.errors import MachineError, UsageError
-from edgekit.state import fsync_folder
+from edgekit.state import fsync_folder, make_folders
 
 __all__ = ["fsync_tree", "place", "remove", "staged"]
 
@@ -52,11 +52,13 @@ def staged(out: Path, *, overwrite: bool, replaceable: Callable[[Path], bool]) -
     _check_vacant(out, overwrite, replaceable)
     temporary = out.with_name(f".{out.name}.{os.urandom(6).hex()}.tmp")
     try:
-        _make_folders(out.parent)
+        make_folders(out.parent)
         yield temporary
         fsync_tree(temporary)
-        place(temporary, out, overwrite=overwrite)
-        fsync_folder(out.parent)
+        aside = place(temporary, out, overwrite=overwrite)
+        fsync_folder(out.parent)  # before anything is removed: else a power cut could leave neither
+        if aside is not None:
+            remove(aside)
     except OSError as error:
         if error.errno not in _MACHINE:
             raise
@@ -83,15 +85,8 @@ def _check_vacant(out: Path, overwrite: bool, replaceable: Callable[[Path], bool
         )
 
 
-def _make_folders(folder: Path) -> None:
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    for parent in reversed(missing):
-        parent.mkdir(exist_ok=True)
-        fsync_folder(parent.parent)
-
-
-def place(new: Path, out: Path, *, overwrite: bool) -> None:
-    """Rename `new` to `out`. With `overwrite`, what was at `out` is then at `new`, or gone.
+def place(new: Path, out: Path, *, overwrite: bool) -> Path | None:
+    """Rename `new` to `out`. With `overwrite`, what was at `out` is then at `new`, or gone, or at what is returned.
 
     Raises:
         UsageError: `out` has appeared meanwhile, and `overwrite` is not given.
@@ -104,7 +99,8 @@ def place(new: Path, out: Path, *, overwrite: bool) -> None:
     elif new.is_file() and out.is_file():
         new.replace(out)
     elif not _rename(new, out, _RENAME_EXCHANGE):
-        _swap_in_two_steps(new, out)
+        return _swap_in_two_steps(new, out)
+    return None
 
 
 def _rename(new: Path, out: Path, flag: int) -> bool:
@@ -123,7 +119,8 @@ def _rename(new: Path, out: Path, flag: int) -> bool:
     raise OSError(code, os.strerror(code), str(out))
 
 
-def _swap_in_two_steps(new: Path, out: Path) -> None:
+def _swap_in_two_steps(new: Path, out: Path) -> Path:
+    """Move what is at `out` aside, to the path returned, and `new` into its place."""
     aside = out.with_name(f".{out.name}.{os.urandom(6).hex()}.old")
     out.rename(aside)
     try:
@@ -131,7 +128,7 @@ def _swap_in_two_steps(new: Path, out: Path) -> None:
     except BaseException:
         aside.rename(out)
         raise
-    remove(aside)
+    return aside
 
 
 def remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -11,7 +12,15 @@ import msgspec
 
 from edgekit.errors import MachineError, UsageError
 
-__all__ = ["StateFolder", "cache_folder", "fsync_folder", "open_state", "state_root", "write_durably"]
+__all__ = [
+    "StateFolder",
+    "cache_folder",
+    "fsync_folder",
+    "make_folders",
+    "open_state",
+    "state_root",
+    "write_durably",
+]
 
 
 class StateFolder(msgspec.Struct, frozen=True):
@@ -74,7 +83,7 @@ def open_state(folder: str | os.PathLike[str] | None = None) -> StateFolder:
     """
     root = state_root(folder)
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(root, mode=0o700)
     except OSError as error:
         raise MachineError(
             f"cannot make the state folder {root}: {error.strerror}",
@@ -105,6 +114,27 @@ def _xdg(variable: str, default: str) -> Path:
         return Path.home() / default
     except RuntimeError as error:  # no $HOME, and no entry among the users: as in many containers
         raise UsageError("this user has no home folder", hint=f"Set ${variable} to a folder.") from error
+
+
+def make_folders(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it that are missing, durably.
+
+    Args:
+        folder: The last of them.
+        mode: Of the last one, if it is made, less the umask.
+
+    Raises:
+        OSError: One cannot be made, or a file is in its place.
+    """
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    for parent in reversed(missing):
+        parent.mkdir(exist_ok=True)
+        fsync_folder(parent.parent)
+    if not folder.exists():
+        folder.mkdir(mode=mode, exist_ok=True)
+        fsync_folder(folder.parent)
+    elif not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
 def fsync_folder(folder: Path) -> None:
