@@ -36,6 +36,7 @@ _DEFAULT_HTTP, _DEFAULT_GRPC = "127.0.0.1:8080", "127.0.0.1:8081"
 @click.option("--threads", type=click.IntRange(1, 256), metavar="N", help="Intra-op threads of the runtime.")
 @click.option("--max-body", type=click.FloatRange(min=0.001), default=64.0, show_default=True, metavar="MIB", help="Largest request body, after decompression.")  # fmt: skip
 @click.option("--max-queue", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Requests that may wait for one model; more are answered 503.")  # fmt: skip
+@click.option("--max-memory", type=click.FloatRange(min=1.0), metavar="MIB", help="Memory that all models together may take; a version that needs more is not loaded.  [default: what the machine has]")  # fmt: skip
 @click.option("--shared-memory", is_flag=True, help="Let clients hand over tensors in /dev/shm; TCP on loopback only.")  # fmt: skip
 @click.option("--repository-control", is_flag=True, help="Let clients load and unload installed bundles.")
 def serve(
@@ -52,14 +53,15 @@ def serve(
     threads: int | None,
     max_body: float,
     max_queue: int,
+    max_memory: float | None,
     shared_memory: bool,
     repository_control: bool,
 ) -> int:
     """Run the inference daemon.
 
-    Each BUNDLE is installed into the state folder, then served; without one, the newest version of every
-    installed bundle is. The Open Inference Protocol v2 is spoken over HTTP on TCP and on a Unix socket at once, and
-    over gRPC with --grpc.
+    Each BUNDLE is installed into the state folder, then served; without one, what is installed is. A new version is
+    loaded and tested in a process of its own first: if it fails, the one before is served. The Open Inference
+    Protocol v2 is spoken over HTTP on TCP and on a Unix socket at once, and over gRPC with --grpc.
 
     SIGTERM ends it after what is under way (exit 0); Ctrl-C does the same (exit 130).
     """
@@ -82,7 +84,9 @@ def serve(
         raise UsageError("nothing to listen on", hint="Give --socket PATH with --http off.")
     options = LoadOptions(device, runtime, allow_fallback, allow_unproven, threads)
     state = open_state(state_dir)
-    stopped_by = serve_bundles(bundles, state, settings, options, window_s=window_s, announce=_announce)
+    stopped_by = serve_bundles(
+        bundles, state, settings, options, window_s=window_s, announce=_announce, allowed_mib=max_memory
+    )
     return 130 if stopped_by == signal.SIGINT else 0
 
 

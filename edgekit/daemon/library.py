@@ -34,6 +34,7 @@ class Offer(msgspec.Struct, frozen=True):
         name: Its name.
         load: Returns it: loaded, warm, and past its self-test.
         version: Its version; 0 where only loading tells.
+        reason: Why it is not served, as far as is known; empty where it was not asked for.
         unload: Called when it is served no longer, before it is closed.
     """
 
@@ -41,6 +42,7 @@ class Offer(msgspec.Struct, frozen=True):
     load: Callable[[], Servable]
     version: int = 0
     unload: Callable[[Servable], None] = lambda _: None
+    reason: str = ""
 
 
 class Library:
@@ -49,7 +51,7 @@ class Library:
     Args:
         catalog: What is served.
         make_lane: Loads an offer and returns its lane.
-        shelf: Returns what is installed now, the newest version of each name.
+        shelf: Returns what is installed now; of several versions of a name, first the one to load.
         open_to_clients: Whether clients may load and unload.
     """
 
@@ -63,7 +65,9 @@ class Library:
     ) -> None:
         self._catalog, self._make_lane, self._shelf = catalog, make_lane, shelf
         self._open = open_to_clients
-        self._states: dict[str, tuple[str, str]] = {}  # by name, of what is not simply served
+        self._states: dict[
+            tuple[str, int], tuple[str, str]
+        ] = {}  # by name and version, of what is not simply served
         self._unloaders: dict[Lane, Callable[[Servable], None]] = {}
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(_MOST_JOBS)
         self._thread: threading.Thread | None = None
@@ -133,41 +137,46 @@ class Library:
                 self._thread.start()
 
     def load(self, name: str) -> None:
-        """Load the newest installed version of a name; what is served goes on until that is ready.
+        """Load the version of a name that the shelf has first; what is served goes on until that is ready.
 
         Raises:
             HttpError: 404, nothing of that name is installed; 400, it did not load, and the old one stays.
         """
-        offer = next((offer for offer in self._shelf() if offer.name == name), None)
+        shelf = self._shelf()
+        offer = next((offer for offer in shelf if offer.name == name), None)
+        there = {(offer.name, offer.version) for offer in shelf}
+        self._states = {key: state for key, state in self._states.items() if key in there}
         if offer is None:
             raise HttpError(404, f"model {name!r} is not found: no bundle of that name is installed")
         served = self._catalog.lanes.get(name, {})
         if len(served) == 1 and offer.version in served:
             return
-        self._states[name] = ("LOADING", "")
+        key = (name, offer.version)
+        self._states[key] = ("LOADING", "")
         try:
             lane = self._make_lane(offer)
         except EdgeKitError as error:
             _log.error("model %s: %s", name, error)
-            self._states[name] = ("UNAVAILABLE", str(error))
+            self._states[key] = ("UNAVAILABLE", str(error))
             raise HttpError(400, f"model {name!r} did not load: {error}") from error
         except BaseException:
-            self._states[name] = ("UNAVAILABLE", "internal error")
+            self._states[key] = ("UNAVAILABLE", "internal error")
             raise
         self.remember(lane, offer)
         before = self._catalog.replace(name, lane)
-        self._states.pop(name, None)
+        self._states.pop(key, None)
         _log.info("model %s version %s is loaded", name, lane.signature.version)
         self._retire(before)
 
     def unload(self, name: str) -> None:
         """Serve a name no longer; nothing to do where it is not served. Returns once the model is closed."""
         before = self._catalog.replace(name, None)
-        if not before:
+        keys = [(name, lane.model.version) for lane in before]
+        if not keys:
             return
-        self._states[name] = ("UNLOADING", "")
+        self._states.update(dict.fromkeys(keys, ("UNLOADING", "")))
         self._retire(before)
-        self._states[name] = ("UNAVAILABLE", "unloaded")
+        self._states.update(dict.fromkeys(keys, ("UNAVAILABLE", "unloaded")))
         _log.info("model %s is unloaded", name)
 
     def _retire(self, lanes: Sequence[Lane]) -> None:
@@ -183,7 +192,9 @@ class Library:
         return {"name": lane.signature.name, "version": lane.signature.version, "state": "READY"}
 
     def _shelved(self, offer: Offer) -> dict[str, str]:
-        state, reason = self._states.get(offer.name, ("UNAVAILABLE", "not loaded"))
+        state, reason = self._states.get((offer.name, offer.version), ("UNAVAILABLE", "not loaded"))
+        if state == "UNAVAILABLE":
+            reason = offer.reason or reason
         if self._catalog.is_loading(offer.name):
             state, reason = "LOADING", ""
         entry = {"name": offer.name, "state": state}

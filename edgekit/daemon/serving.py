@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import cast
 
-import msgspec
-
-from edgekit.bundle import open_bundle
+from edgekit.bundle import Bundle
 from edgekit.daemon.lane import Lane, Servable
 from edgekit.daemon.library import Offer
+from edgekit.daemon.lifecycle import Lifecycle
 from edgekit.daemon.repository import Installed, install, installed, tidy
 from edgekit.daemon.server import Daemon, Listening, Settings
-from edgekit.errors import UsageError
-from edgekit.model import Model, load, monitor_for
+from edgekit.daemon.trial_child import LoadOptions
+from edgekit.errors import EdgeKitError, UsageError
+from edgekit.model import Model
 from edgekit.monitor.outbox import Outbox
 from edgekit.monitor.recorder import Recorder
 from edgekit.state import StateFolder
 
 __all__ = ["LoadOptions", "choose_installed", "serve_bundles"]
-
-
-class LoadOptions(msgspec.Struct, frozen=True):
-    """How every model is loaded; see `edgekit.load`."""
-
-    device: str | None = None
-    runtime: str | None = None
-    allow_fallback: bool = False
-    allow_unproven: bool = False
-    threads: int | None = None
 
 
 def serve_bundles(
@@ -40,8 +32,18 @@ def serve_bundles(
     *,
     window_s: float,
     announce: Callable[[Listening | Lane], None],
+    allowed_mib: float | None = None,
 ) -> int:
-    """Install the bundles and serve them; without any, serve the newest version of everything installed.
+    """Install the bundles and serve them; without any, serve what is installed, as its slots say.
+
+    Args:
+        bundles: Folders or archives.
+        state: The state folder.
+        settings: How to serve.
+        options: How to load.
+        window_s: Length of a monitor window, in seconds.
+        announce: Is told where the daemon listens, then every model that is ready.
+        allowed_mib: What all models together may take, in MiB; None for what the machine has.
 
     Returns:
         The number of the signal that ended it.
@@ -61,16 +63,20 @@ def serve_bundles(
         recorder = Recorder(outbox, window_s)
         stack.callback(recorder.stop)
         recorder.start()
-
-        def shelf() -> list[Offer]:
-            return [_offer(bundle, options, recorder, state) for bundle in installed(state)]
-
-        offers = [_offer(bundle, options, recorder, state) for bundle in chosen]
-        return Daemon(offers, settings, announce, shelf).run()
+        lifecycle = Lifecycle(state, options, recorder, allowed_mib=allowed_mib)
+        offers = [_offer(lifecycle, each.name, each.version, opened=each.opened) for each in chosen]
+        daemon = Daemon(offers, settings, announce, lambda: _shelf(lifecycle))
+        try:
+            stopped_by = daemon.run()
+        except EdgeKitError:  # no crash: a reason that is told
+            lifecycle.starts.clear()
+            raise
+        lifecycle.starts.clear()
+        return stopped_by
 
 
 def choose_installed(bundles: Sequence[Path], state: StateFolder) -> list[Installed]:
-    """Install what is given and return it, or return the newest version of everything installed.
+    """Install what is given and return it, or return what is installed.
 
     Raises:
         UsageError: There is nothing, or two bundles of one name are given.
@@ -85,25 +91,14 @@ def choose_installed(bundles: Sequence[Path], state: StateFolder) -> list[Instal
     return found
 
 
-def _offer(bundle: Installed, options: LoadOptions, recorder: Recorder, state: StateFolder) -> Offer:
-    def load_watched() -> Model:
-        opened = bundle.opened or open_bundle(bundle.path)
-        model = load(
-            opened,
-            device=options.device,
-            runtime=options.runtime,
-            monitor=False,
-            allow_fallback=options.allow_fallback,
-            allow_unproven=options.allow_unproven,
-            threads=options.threads,
-            state_dir=state.root,
-        )
-        model.monitor = monitor_for(opened, model.plan)
-        recorder.watch(model.monitor)
-        return model
+def _shelf(lifecycle: Lifecycle) -> list[Offer]:
+    return [_offer(lifecycle, name, version, reason) for name, version, reason in lifecycle.shelf()]
 
-    def unwatch(model: Servable) -> None:
-        if model.monitor is not None:
-            recorder.unwatch(model.monitor)
 
-    return Offer(bundle.name, load_watched, bundle.version, unwatch)
+def _offer(
+    lifecycle: Lifecycle, name: str, version: int, reason: str = "", opened: Bundle | None = None
+) -> Offer:
+    def unload(model: Servable) -> None:
+        lifecycle.unload(cast("Model", model))
+
+    return Offer(name, partial(lifecycle.load, name, opened), version, unload, reason)

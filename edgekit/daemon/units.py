@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgekit.daemon.starts import MOST_STARTS, WITHIN_S
 from edgekit.errors import UsageError
 
 __all__ = ["NAME", "Scope", "daemon_unit", "enable_commands", "is_ours", "start_command", "unit_path"]
@@ -94,8 +95,9 @@ def daemon_unit(scope: Scope, command: list[str], state: str, user: str | None) 
         "[Unit]",
         "Description=EdgeKit inference daemon",
         "After=network.target",
-        "StartLimitIntervalSec=300",
-        "StartLimitBurst=5",
+        # the daemon itself goes back to the version before at the third start in five minutes: let it come to that
+        f"StartLimitIntervalSec={WITHIN_S:.0f}",
+        f"StartLimitBurst={MOST_STARTS + 2}",
         "",
         "[Service]",
         "Type=notify",

@@ -154,8 +154,9 @@ def deploy(bundle: Bundle, link: Link, wish: Wish, done: Deployed, tell: Tell, p
         except (RefusedError, UnavailableError):
             link.ask("remove", dict, name=folder)
             raise
-        install = Request("install", survey.state, sent_to, bundle.digest)
-        place = ask_installed(link, python, install, Installed, _PROVE_S).path
+        place = sent_to
+    install = Request("install", survey.state, place, bundle.digest)  # what is there already is put up again
+    place = ask_installed(link, python, install, Installed, _PROVE_S).path
     link.ask("keep", dict, name="incoming", kept=[])
     link.ask("link", dict, name="current", target=f"environments/{packages.key}")
     step("installed", f"version {bundle.manifest.version} of {bundle.manifest.name} in {plain(place)}")

@@ -50,6 +50,7 @@ def write_tiny(
     *,
     verdicts: dict[str, str] | None = None,
     outputs: np.ndarray | None = None,
+    content: dict[str, bytes] | None = None,
     **changes: Any,
 ) -> Bundle:
     """Write a bundle of the classifier.
@@ -59,6 +60,7 @@ def write_tiny(
         artifacts: Which of `FILES`.
         verdicts: The gate's, where it is not `accepted`.
         outputs: Golden outputs in place of the right ones, float32 [8, 4].
+        content: What is in an artifact's file in place of the committed model, by file name.
         changes: Other fields of the manifest.
     """
     images, right = golden()
@@ -79,7 +81,9 @@ def write_tiny(
         labels=LABELS,
     )
     files: dict[str, Path | bytes] = {
-        f"artifacts/{name}/{file}": ARTIFACTS / file for name in artifacts for file in FILES[name]
+        f"artifacts/{name}/{file}": (content or {}).get(file, ARTIFACTS / file)
+        for name in artifacts
+        for file in FILES[name]
     }
     expected = right if outputs is None else outputs
     files["golden.npz"] = encode_golden(GoldenSet({"image": images}, {"probabilities": expected}, "real"))
