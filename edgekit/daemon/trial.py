@@ -22,8 +22,9 @@ from edgekit.process import how_ended
 
 __all__ = ["TIME_LIMIT_S", "Trial", "try_bundle"]
 
-#: An engine may be compiled for minutes on a small device; more than this is a hang.
-TIME_LIMIT_S = 900.0
+#: An engine may be compiled for minutes on a small device; more than this is a hang. Less than the start limit of the
+#: daemon's unit, so that a start can still come to the version before.
+TIME_LIMIT_S = 600.0
 #: The child has nothing to tell systemd.
 _HIDDEN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _KINDS: dict[int, type[EdgeKitError]] = {

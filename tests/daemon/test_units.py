@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.daemon.starts import MOST_STARTS, WITHIN_S
+from edgekit.daemon.trial import TIME_LIMIT_S
 from edgekit.daemon.units import (
     NAME,
     Scope,
@@ -109,3 +111,14 @@ def test_systemd_reads_it(tmp_path: Path, scope: Scope, odd: str) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_daemon_comes_to_its_own_way_out_before_systemd_gives_up() -> None:
+    """A trial that hangs, and a crash loop, end with the version before: systemd must not stop the daemon first."""
+    unit = daemon_unit(Scope("user"), start_command("/opt/python", "/state"), "/state", None)
+    values = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and line[0] != "#")
+    assert float(values["TimeoutStartSec"]) > TIME_LIMIT_S + 120
+    assert int(values["StartLimitBurst"]) > MOST_STARTS
+    assert float(values["StartLimitIntervalSec"]) <= WITHIN_S
+    assert MOST_STARTS * float(values["RestartSec"]) < WITHIN_S
+    assert values["Restart"] == "on-failure"
