@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["RESERVE_MIB", "available_mib", "resident_mib", "room_mib"]
+__all__ = ["RESERVE_MIB", "available_mib", "peak_mib", "resident_mib", "room_mib"]
 
 #: Left for requests, replies and everything else on the device.
 RESERVE_MIB = 64.0
@@ -69,6 +69,17 @@ def resident_mib(pid: int | str = "self") -> float:
     """Return the resident memory of a process in MiB; 0 when it is gone."""
     fields = _text(Path(f"/proc/{pid}/statm")).split()
     return int(fields[1]) * _PAGE / (1 << 20) if len(fields) > 1 else 0.0
+
+
+def peak_mib() -> float:
+    """Return the most resident memory that this program has had, in MiB.
+
+    Not `ru_maxrss`: that begins with what the process had before it became this program, the size of its parent.
+    """
+    for line in _text(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return resident_mib()
 
 
 def room_mib(left_mib: float, allowed_mib: float | None, held_mib: float) -> float:

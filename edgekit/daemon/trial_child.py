@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.daemon.memory import resident_mib
+from edgekit.daemon.memory import peak_mib, resident_mib
 from edgekit.errors import EdgeKitError, RefusedError
 
 __all__ = ["LoadOptions", "Said", "Task", "main"]
@@ -133,10 +133,9 @@ def _tried(task: Task, say: Callable[[Said], None]) -> Said:
             f" {model.plan.runtime} on {model.plan.device}: {outcome.reason}",
             hint="Convert again for this device.",
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return Said(
         done=True,
         runtime=model.plan.runtime,
         memory_mib=max(0.0, resident_mib() - base),
-        peak_mib=max(0.0, peak - base),
+        peak_mib=max(0.0, peak_mib() - base),
     )

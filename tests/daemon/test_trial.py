@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgekit.daemon.memory import RESERVE_MIB, available_mib, resident_mib, room_mib
@@ -34,6 +35,15 @@ def test_a_good_version_passes_and_tells_what_it_takes(tmp_path: Path) -> None:
     trial = try_bundle(tmp_path / "b", tmp_path / "state", options, what="tiny 2")
     assert trial.runtime == "onnxruntime"
     assert 5 < trial.memory_mib <= trial.peak_mib < 500
+
+
+def test_the_size_of_the_daemon_is_not_the_models(tmp_path: Path) -> None:
+    """The kernel's `ru_maxrss` of a child begins with its parent's memory: each trial would be as large as the daemon."""
+    good(tmp_path / "b", 2)
+    large = np.ones(400 << 20, np.uint8)
+    options = LoadOptions(runtime="onnxruntime", device="x86-64")
+    trial = try_bundle(tmp_path / "b", tmp_path / "state", options, what="tiny 2", room_mib=300.0)
+    assert trial.peak_mib < 300 < large.nbytes >> 20
 
 
 @pytest.mark.parametrize("kind", BAD)
