@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from edgekit.daemon import memory
 from edgekit.daemon.catalog import Catalog
 from edgekit.daemon.http1 import HttpError
 from edgekit.daemon.lane import Lane, Servable
@@ -187,6 +188,8 @@ class Library:
             if unload is not None:
                 unload(lane.model)
             lane.stop(_PATIENCE_S)
+        if lanes:
+            memory.give_back()
 
     def _served(self, lane: Lane) -> dict[str, str]:
         return {"name": lane.signature.name, "version": lane.signature.version, "state": "READY"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.daemon.memory import RESERVE_MIB, available_mib, resident_mib, room_mib
+from edgekit.daemon.memory import RESERVE_MIB, available_mib, give_back, resident_mib, room_mib
 from edgekit.daemon.trial import try_bundle
 from edgekit.daemon.trial_child import LoadOptions
 from edgekit.errors import EdgeKitError, InvalidFileError, RefusedError, UnavailableError
@@ -141,6 +141,16 @@ def test_what_is_left_is_what_the_machine_and_the_unit_leave(tmp_path: Path) -> 
 )  # fmt: skip
 def test_room(left: float, allowed: float | None, held: float, room: float) -> None:
     assert room_mib(left, allowed, held) == room
+
+
+def test_memory_that_is_freed_goes_back_to_the_system() -> None:
+    kept = [bytes(100_000) for _ in range(2000)]  # below what the allocator maps apart
+    last = kept[-1]
+    before = resident_mib()
+    kept.clear()
+    give_back()
+    assert last
+    assert resident_mib() < before - 100
 
 
 def test_resident_memory_of_a_process() -> None:
