@@ -185,7 +185,7 @@ class Lifecycle:
             opened: The same, where it has just been checked.
             alone: Whether nothing is there to fall back to: then it is loaded even in a crash loop.
         """
-        bundle = opened or reopen(self._state, name, attempt.version)
+        bundle = opened or self._opened(name, attempt.version)
         version = msgspec.structs.replace(attempt.version, digest=bundle.digest, reason="")
         if attempt.trial:
             version = self._tried(bundle, version)
@@ -207,6 +207,14 @@ class Lifecycle:
             model.close()
             raise
         return model
+
+    def _opened(self, name: str, version: Version) -> Bundle:
+        try:
+            return reopen(self._state, name, version)
+        except OSError as error:  # a card that cannot be read any more: another version may be
+            raise MachineError(
+                f"version {version.version} of {name} cannot be read: {error.strerror} ({error.filename})"
+            ) from error
 
     def _tried(self, bundle: Bundle, version: Version) -> Version:
         with self._gate:
@@ -247,7 +255,10 @@ class Lifecycle:
         """Store that a version is served: durably for a new one; for one that was active before, as well as may be."""
         if attempt.slot == "candidate":
             change(self._state, name, lambda slots: switched(slots, version))
-            prune(self._state, name)
+            try:
+                prune(self._state, name)
+            except (OSError, MachineError) as error:  # the next switch tries again
+                _log.warning("old versions of %s stay on disk: %s", name, error)
         elif attempt.slot == "active":
             self._note(name, lambda slots: switched(slots, version))
         else:
@@ -266,7 +277,7 @@ class Lifecycle:
     def _failed(self, name: str, attempt: Attempt, error: EdgeKitError) -> None:
         self._reasons[name, attempt.version.version] = str(error)
         if attempt.slot == "candidate":
-            self._note(name, lambda slots: refused(slots, attempt.version, str(error)))
+            self._note(name, lambda slots: _with_reason(slots, attempt.version, str(error)))
 
     def _note(self, name: str, step: Callable[[Slots], Slots]) -> None:
         """Change slots where a disk that is full must not keep a good version from being served."""
@@ -274,6 +285,12 @@ class Lifecycle:
             change(self._state, name, step)
         except MachineError as error:
             _log.error("%s", error)
+
+
+def _with_reason(slots: Slots, version: Version, reason: str) -> Slots:
+    """Refuse a candidate, unless another has taken its place while it was tried."""
+    waiting = slots.candidate
+    return slots if waiting and waiting.version != version.version else refused(slots, version, reason)
 
 
 def _check_crash_loop(name: str, version: int, starts: int, *, alone: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from edgekit.daemon import memory
+from edgekit.daemon import lifecycle, memory, repository
 from edgekit.daemon.lifecycle import Attempt, Lifecycle, attempts
 from edgekit.daemon.repository import install, shelved
 from edgekit.daemon.slots import Slots, Version
@@ -212,6 +213,56 @@ def test_an_active_version_whose_files_rot_goes_back_for_good(device: Device) ->
     assert device.load(daemon).version == 1
     assert device.numbers() == (1, 0, 2)
     assert "golden.npz is damaged" in daemon.shelf()[0][2]
+
+
+def test_a_card_that_cannot_be_read_is_a_reason_to_go_back(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (1, 2):
+        device.install(version)
+        device.load(device.daemon())
+
+    def unreadable(state: StateFolder, name: str, version: Version) -> object:
+        if version.version == 2:
+            raise OSError(errno.EIO, "Input/output error", "golden.npz")
+        return repository.reopen(state, name, version)
+
+    monkeypatch.setattr(lifecycle, "reopen", unreadable)
+    daemon = device.daemon()
+    assert device.load(daemon).version == 1
+    assert daemon.shelf()[0][2] == "version 2 of quadrants cannot be read: Input/output error (golden.npz)"
+
+
+def test_old_versions_that_cannot_be_removed_keep_no_new_one_away(
+    device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(lifecycle, "prune", fails)
+    device.install(1)
+    assert device.load(device.daemon()).version == 1
+    assert device.numbers() == (1, 0, 0)
+    assert "stay on disk" in caplog.text
+
+
+def test_what_is_installed_during_a_trial_is_not_refused_for_it(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.install(1)
+    daemon = device.daemon()
+    device.load(daemon)
+
+    def overtaken(*_: object, **__: object) -> None:
+        device.install(3)
+        raise RefusedError("it failed")
+
+    device.install(2)
+    monkeypatch.setattr(lifecycle, "try_bundle", overtaken)
+    with pytest.raises(RefusedError, match="it failed"):
+        daemon.load("quadrants")
+    monkeypatch.undo()
+    assert device.load(daemon).version == 3
 
 
 def test_with_nothing_to_go_back_to_the_reason_is_told(device: Device) -> None:
