@@ -336,7 +336,7 @@ def reference(folder: Path) -> Bundle:
 
 
 def large(out: Path) -> Bundle:
-    """Write a bundle of a convolutional network of some 0.4 G multiplications, as ONNX and as OpenVINO."""
+    """Write a bundle of a convolutional network of some 0.6 G multiplications, as ONNX and as OpenVINO."""
     import onnx
     import openvino
     from onnx import TensorProto, helper, numpy_helper
@@ -356,7 +356,7 @@ def large(out: Path) -> Bundle:
 
     rng = np.random.default_rng(0)
     weights, nodes, at = [], [], "image"
-    for index, (channels, filters) in enumerate(((3, 64), (64, 64), (64, 112))):
+    for index, (channels, filters) in enumerate(((3, 64), (64, 96), (96, 112))):
         kernel = (rng.standard_normal((filters, channels, 3, 3)) / (3 * channels**0.5)).astype(np.float32)
         weights.append(numpy_helper.from_array(kernel, f"w{index}"))
         nodes.append(helper.make_node("Conv", [at, f"w{index}"], [f"c{index}"], pads=[1, 1, 1, 1]))
