@@ -239,9 +239,9 @@ class OpenVinoSession(Session):
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, view in self._views:
             view[...] = feed[name]
-        request = self._request
-        request.infer(share_outputs=True)
-        return {name: request.get_output_tensor(index).data for name, index in self._outputs}
+        # all outputs at once, in their order: asking for one after the other takes a microsecond more
+        values = tuple(self._request.infer(share_outputs=True).values())
+        return {name: values[index] for name, index in self._outputs}
 
     def settings(self) -> dict[str, str]:
         told = {}
