@@ -70,7 +70,7 @@ def test_a_broken_runtime_says_how_and_leaves_the_others(broken: str, tmp_path: 
     with pytest.raises(UnavailableError) as caught:
         choose(x86, bundle.manifest, found, runtime="onnxruntime", forced=True)
     assert BROKEN[broken][1] in str(caught.value)
-    for name in {"litert", "openvino"} & {each for each in ENGINES if _is_installed(each)}:
+    for name in filter(_is_installed, ("litert", "openvino")):  # the broken one is not imported here
         assert found[name].version
         assert choose(x86, bundle.manifest, found, runtime=name).runtime == name
 
