@@ -151,6 +151,10 @@ class _Record:
         self.first, self.last, self.runs = _Edge(), _Edge(), 0
         self._start, self._end, self._edge_ns = start_ns, end_ns, edge_s * 1e9
 
+    def edges_ms(self) -> tuple[float, float]:
+        """Return the median latency of the first and of the last stretch; where none began in that, of the last window."""
+        return self.first.p50_ms(), self.last.p50_ms() if self.last.times else self.windows[-1].p50
+
     def add(self, began_ns: int, block: array[int]) -> None:
         """Take the latencies of a window, in ns, at least one."""
         times_ms = np.frombuffer(block, np.int64) / 1e6
@@ -189,7 +193,7 @@ def sustain(session: Session, feed: Feed, seconds: float, tell: Tell, *, root: s
         looks.append(look(root, ask_firmware=now >= end))
         tell("sustained", (now - start) / (end - start))
     wall_s = (now - start) / 1e9
-    first, last = record.first.p50_ms(), record.last.p50_ms()
+    first, last = record.edges_ms()
     energy, source = _energy_j(looks, wall_s)
     above_j = None if energy is None or rest_w is None else energy - rest_w * wall_s
     return Sustained(

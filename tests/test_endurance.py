@@ -123,3 +123,16 @@ def test_a_rail_tells_the_energy_of_the_whole_module(tmp_path: Path) -> None:
     assert 5.0 * found.seconds < found.energy_j < 15.0 * found.seconds
     assert found.heat.module_mw is not None
     assert 5000 < found.heat.module_mw < 15_000
+
+
+def test_a_call_that_outlasts_the_end_is_the_last_stretch() -> None:
+    """On a machine that stalls no window may begin in the last stretch."""
+    calls = iter([0.02, 0.02])
+
+    def stalls(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        time.sleep(next(calls, 0.2))
+        return dict(feed)
+
+    found = sustain(session(stalls), FEED, 0.1, quiet)
+    assert found.last_p50_ms == found.windows[-1].p50
+    assert found.last_p50_ms > 100 > found.first_p50_ms
