@@ -122,14 +122,18 @@ def runtime_key(name: str) -> str:
 
 
 def _package(package: str) -> Iterator[str]:
-    """Yield where a top-level package is, when it was written, and its distribution's folders beside it."""
+    """Yield where a top-level package is, when it was written, and its distribution's folders beside it.
+
+    Not the time of its own folder: the first import writes bytecode there.
+    """
     spec = _spec(package)
     for place in (spec and spec.submodule_search_locations) or ():
         folder = Path(place)
-        yield f"{folder} {_time_of(folder)} {_time_of(folder / '__init__.py')}"
+        yield f"{folder} {_time_of(folder / '__init__.py')}"
         with suppress(OSError):
-            beside = (each.name.lower() for each in folder.parent.iterdir())
-            yield " ".join(sorted(e for e in beside if e.startswith(package) and e.endswith(".dist-info")))
+            beside = [each for each in folder.parent.iterdir() if each.name.lower().startswith(package)]
+            about = sorted(each for each in beside if each.name.endswith(".dist-info"))
+            yield " ".join(f"{each.name.lower()} {_time_of(each)}" for each in about)
 
 
 def _spec(package: str) -> ModuleSpec | None:

@@ -32,6 +32,9 @@ pytestmark = pytest.mark.device
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(
+        "PYTHONDONTWRITEBYTECODE", raising=False
+    )  # as on a device: an import writes beside its package
 
 
 @pytest.fixture(name="broken")
