@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekit.cpu_use import cpu_use, used_between
 from edgekit.errors import MachineError
+from edgekit.memory_use import resident_mib
 from edgekit.runtimes import Session
 from edgekit.timing import Latency, order_interval, summarise
 
@@ -125,7 +126,7 @@ def daemon_cost(session: Session, feed: Feed, served: Served, *, seconds: float,
         ratio=through.percentiles["p50"] / here.percentiles["p50"],
         request_bytes=len(request),
         reply_bytes=connection.reply_bytes,
-        daemon_mib=_resident_mib(served.pid),
+        daemon_mib=resident_mib(served.pid),
         others_cores=used.others_cores,
         busiest=used.busiest,
     )
@@ -235,11 +236,3 @@ def _paced(call: Callable[[], object], count: int, period_ns: int) -> np.ndarray
         call()
         times.append(perf_counter_ns() - began)
     return np.array(times, np.int64)
-
-
-def _resident_mib(pid: int) -> float:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

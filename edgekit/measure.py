@@ -19,6 +19,7 @@ from edgekit.daemon_cost import DaemonCost, Served, daemon_cost
 from edgekit.endurance import GapLatency, Sustained, probe_gaps, sustain
 from edgekit.engines import compiles, engine_options
 from edgekit.errors import EdgeKitError
+from edgekit.memory_use import peak_mib, pss_mib, resident_mib
 from edgekit.op_table import OpTable, time_ops
 from edgekit.runtimes import ModelFiles, Runtime, SessionOptions, get_runtime
 from edgekit.sensors import Heat
@@ -157,7 +158,7 @@ def measure(job: Job, tell: Tell) -> Sample:
         tell: Called with the phase and its share now and then, never while a call is timed.
     """
     feed = _feed(job)
-    before_mib = _status_mib("VmRSS")
+    before_mib = resident_mib()
     begin = perf_counter_ns()
     runtime = get_runtime(job.runtime)
     version = runtime.version()
@@ -167,7 +168,7 @@ def measure(job: Job, tell: Tell) -> Sample:
     opening = perf_counter_ns()
     session = runtime.load(job.files, options)
     loaded = perf_counter_ns()
-    loaded_mib = _status_mib("VmRSS")
+    loaded_mib = resident_mib()
     try:
         begin_first = perf_counter_ns()
         session.run(feed)
@@ -178,7 +179,7 @@ def measure(job: Job, tell: Tell) -> Sample:
         steady = run_steady(
             session, feed, job.seconds, tell, governor=job.governor, settled=settled, root=job.root
         )
-        peak_mib, pss_mib = _status_mib("VmHWM"), _pss_mib()
+        most_mib, own_mib = peak_mib(), pss_mib()
         gaps = probe_gaps(session, feed, job.gaps_s, tell)
         sustained = sustain(session, feed, job.sustain_s, tell, root=job.root) if job.sustain_s else None
         placement, settings = dict(session.placement), session.settings()
@@ -200,8 +201,8 @@ def measure(job: Job, tell: Tell) -> Sample:
         throughput_per_s=len(steady.durations_ns) * job.batch / steady.wall_s,
         before_mib=before_mib,
         loaded_mib=loaded_mib,
-        peak_mib=peak_mib,
-        pss_mib=pss_mib,
+        peak_mib=most_mib,
+        pss_mib=own_mib,
         settings=settings,
         stability=judge_stability(steady.durations_ns, steady.conditions),
         heat=steady.heat,
@@ -265,25 +266,6 @@ def _feed(job: Job) -> dict[str, np.ndarray]:
         name: np.ascontiguousarray(np.take(array_, np.arange(job.batch) % len(array_), axis=0))
         for name, array_ in inputs.items()
     }
-
-
-def _status_mib(field: str) -> float:
-    """Return one size of /proc/self/status in MiB; 0 where there is none."""
-    return _kib_of(Path("/proc/self/status"), field) / 1024
-
-
-def _pss_mib() -> float | None:
-    """Return the proportional set size in MiB; None where the kernel does not tell."""
-    kib = _kib_of(Path("/proc/self/smaps_rollup"), "Pss")
-    return kib / 1024 if kib else None
-
-
-def _kib_of(path: Path, field: str) -> int:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
 
 
 def _answer(job: Job, tell: Tell) -> Sample | OpTable | DaemonCost:

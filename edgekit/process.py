@@ -23,6 +23,7 @@ from edgekit.errors import (
     UnavailableError,
     UsageError,
 )
+from edgekit.memory_use import resident_mib
 
 if TYPE_CHECKING:
     from edgekit.tasks import Answer, Task
@@ -221,7 +222,7 @@ class Worker:
             death.timed_out = True
             raise death
         if limits.memory_mib is not None:
-            used = _resident_mib(process.pid)
+            used = resident_mib(process.pid)
             self.peak_mib = max(self.peak_mib, used)
             if used > limits.memory_mib:
                 raise self._death(
@@ -240,12 +241,3 @@ def how_ended(code: int) -> str:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name
     return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def _resident_mib(pid: int) -> float:
-    """Return the resident memory of a process in MiB; 0 when it is gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

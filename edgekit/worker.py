@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import resource
 import sys
 import tempfile
 import threading
@@ -24,6 +23,7 @@ import msgspec
 from edgekit.arrays import load_own, save_own
 from edgekit.converters.base import Converter, SourceModel
 from edgekit.errors import ConversionError, EdgeKitError, MachineError, UnavailableError
+from edgekit.memory_use import peak_mib
 from edgekit.runtimes import ModelFiles, Session, SessionOptions, get_runtime
 from edgekit.streams import NO_SAMPLES, SampleFolder
 from edgekit.tasks import (
@@ -126,7 +126,7 @@ def _convert(task: Convert) -> Iterator[Answer]:
     source = SourceModel(task.kind, Path(task.path), task.inputs, task.outputs, task.options)
     calibration = SampleFolder(Path(task.calibration)) if task.calibration else NO_SAMPLES
     for made in converter.convert(source, task.recipes, calibration, Path(task.out)):
-        yield Answer(part=made, peak_mib=_peak_mib())
+        yield Answer(part=made, peak_mib=peak_mib())
 
 
 def _measure_layers(task: MeasureLayers) -> Iterator[Answer]:
@@ -134,7 +134,7 @@ def _measure_layers(task: MeasureLayers) -> Iterator[Answer]:
     samples = SampleFolder(Path(task.samples))
     yield Answer(
         layers=_converter(task.converter).layers(source, task.recipe, Path(task.made), samples),
-        peak_mib=_peak_mib(),
+        peak_mib=peak_mib(),
     )
 
 
@@ -231,10 +231,6 @@ def _time(session: Session, feed: dict[str, np.ndarray], runs: int) -> float:
     return sorted(times)[len(times) // 2] / 1e6
 
 
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
-
-
 _WORK: dict[type, Callable[..., Iterator[Answer]]] = {
     Describe: _describe,
     Survey: _survey,
@@ -248,7 +244,7 @@ _WORK: dict[type, Callable[..., Iterator[Answer]]] = {
 
 def _end(error: BaseException | None) -> Answer:
     if error is None:
-        return Answer(done=True, peak_mib=_peak_mib())
+        return Answer(done=True, peak_mib=peak_mib())
     if isinstance(error, ModuleNotFoundError):
         error = _missing(error)
     code = error.exit_code if isinstance(error, EdgeKitError) else 3
@@ -257,7 +253,7 @@ def _end(error: BaseException | None) -> Answer:
     if _is_full(error):
         code, where = 1, tempfile.gettempdir()
         text = f"the disk is full where the work is done, {where}. Free some space, or set TMPDIR. ({text[-200:]})"
-    return Answer(done=True, error=text, error_code=code, peak_mib=_peak_mib())
+    return Answer(done=True, error=text, error_code=code, peak_mib=peak_mib())
 
 
 def _missing(error: ModuleNotFoundError) -> UnavailableError:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["RESERVE_MIB", "available_mib", "give_back", "peak_mib", "resident_mib", "room_mib"]
+__all__ = ["RESERVE_MIB", "available_mib", "give_back", "room_mib"]
 
 #: Left for requests, replies and everything else on the device.
 RESERVE_MIB = 64.0
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _CGROUPS = "sys/fs/cgroup"
 
 
@@ -65,23 +63,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
-
-
-def resident_mib(pid: int | str = "self") -> float:
-    """Return the resident memory of a process in MiB; 0 when it is gone."""
-    fields = _text(Path(f"/proc/{pid}/statm")).split()
-    return int(fields[1]) * _PAGE / (1 << 20) if len(fields) > 1 else 0.0
-
-
-def peak_mib() -> float:
-    """Return the most resident memory that this program has had, in MiB.
-
-    Not `ru_maxrss`: that begins with what the process had before it became this program, the size of its parent.
-    """
-    for line in _text(Path("/proc/self/status")).splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return resident_mib()
 
 
 def give_back() -> None:

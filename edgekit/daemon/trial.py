@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 
 from edgekit.child import Heard, ask_child
-from edgekit.daemon.memory import resident_mib
 from edgekit.daemon.trial_child import LoadOptions, Said, Task
 from edgekit.errors import (
     EdgeKitError,
@@ -18,6 +17,7 @@ from edgekit.errors import (
     UnavailableError,
     UsageError,
 )
+from edgekit.memory_use import resident_mib
 from edgekit.process import how_ended
 
 __all__ = ["TIME_LIMIT_S", "Trial", "try_bundle"]

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.daemon.memory import peak_mib, resident_mib
 from edgekit.errors import EdgeKitError, RefusedError
+from edgekit.memory_use import peak_mib, resident_mib
 
 __all__ = ["LoadOptions", "Said", "Task", "main"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from edgekit.client import AnswerError, Client
-from edgekit.daemon.memory import resident_mib
 from edgekit.daemon.repository import install
+from edgekit.memory_use import resident_mib
 from edgekit.state import StateFolder, open_state
 from tests.cli.test_serve import Served
 from tests.daemon.versions import good, put_in_front, trigger

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.daemon.memory import RESERVE_MIB, available_mib, give_back, resident_mib, room_mib
+from edgekit.daemon.memory import RESERVE_MIB, available_mib, give_back, room_mib
 from edgekit.daemon.trial import try_bundle
 from edgekit.daemon.trial_child import LoadOptions
 from edgekit.errors import EdgeKitError, InvalidFileError, RefusedError, UnavailableError
+from edgekit.memory_use import resident_mib
 from tests.daemon.versions import BAD, good, put_in_front, trigger
 
 pytestmark = pytest.mark.device
