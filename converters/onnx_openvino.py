@@ -94,15 +94,15 @@ def _part_names(model: Any, inputs: Sequence[TensorSpec]) -> None:
         given_names = dict(zip(given_names, [spec.name for spec in inputs], strict=True))
     for result in model.get_results():
         given = result.input_value(0).get_node()
-        if given.get_type_name() != "Parameter":
+        own = given_names.get(given.get_friendly_name(), given.get_friendly_name())
+        others = result.output(0).get_names() - {own}
+        if given.get_type_name() != "Parameter" or not others:
             continue
-        names = result.output(0).get_names()
         # a shape of the input itself: what is known to do nothing is taken out again, and the names become one
         same = opset13.reshape(given, opset13.shape_of(given), special_zero=False)
-        own = given_names.get(given.get_friendly_name(), given.get_friendly_name())
         given.set_friendly_name(own)
         given.output(0).set_names({own})
-        same.output(0).set_names(names - {own})
+        same.output(0).set_names(others)
         result.input(0).replace_source_output(same.output(0))
 
 
